@@ -1,0 +1,36 @@
+"""DPO-Positive (Pal et al. 2024, arXiv 2402.13228, eq. 3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from .base import LinkedObjective, check_nonnegative
+from .scores import TokenScores
+
+
+@dataclass(frozen=True, kw_only=True)
+class DPOP(LinkedObjective):
+    """L = −log σ( β (R_w − R_l − λ max(0, −R_w)) ),  R = Σ_t r_t.
+
+    The penalty keeps the chosen response's likelihood from falling; the chosen reward contains it.
+
+    Args:
+        lam: λ ≥ 0, weight of the penalty.
+    """
+
+    name: ClassVar[str] = "dpop"
+    links: ClassVar[tuple[str, ...]] = ("sigmoid",)
+
+    lam: float = 5.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_nonnegative("lam", self.lam)
+
+    def score(self, side: TokenScores, chosen: bool) -> Tensor:
+        total = side.total(side.log_ratios())
+        return total - self.lam * F.relu(-total) if chosen else total

@@ -1,0 +1,39 @@
+"""SimPO (Meng et al. 2024, arXiv 2405.14734, eq. 6)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from .base import Objective, check_nonnegative
+from .links import sigmoid_link
+from .scores import PairLoss, PairScores, TokenScores
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimPO(Objective):
+    """L = −log σ( β/|y_w| Σ log π(y_w) − β/|y_l| Σ log π(y_l) − γ ). No reference. Rewards β · mean log π, γ apart.
+
+    Args:
+        gamma: γ ≥ 0, target margin, in units of the reward (after β).
+    """
+
+    name: ClassVar[str] = "simpo"
+    default_beta: ClassVar[float] = 2.0
+    reads_reference: ClassVar[bool] = False
+
+    gamma: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_nonnegative("gamma", self.gamma)
+
+    def reward(self, side: TokenScores) -> Tensor:
+        """β/|y| Σ_t log π(y_t), (B,)."""
+        return self.beta * side.total(side.policy_logps) / side.lengths().clamp(min=1)
+
+    def sides(self, scores: PairScores) -> PairLoss:
+        chosen, rejected = self.reward(scores.chosen), self.reward(scores.rejected)
+        return PairLoss(sigmoid_link(chosen - rejected - self.gamma), chosen, rejected)
