@@ -1,0 +1,16 @@
+"""Hidden states and heads → per-token log-probabilities and full-vocabulary KL. ``dense`` is the readable truth."""
+
+from .dense import DenseScorer, Scorer, ScorerInputs, ScorerOutput, dense_pair_scores
+from .head import LMHead
+from .tokens import token_kl, token_logps
+
+__all__ = [
+    "DenseScorer",
+    "LMHead",
+    "Scorer",
+    "ScorerInputs",
+    "ScorerOutput",
+    "dense_pair_scores",
+    "token_kl",
+    "token_logps",
+]

@@ -1,0 +1,143 @@
+"""SparsePOConfig: TRL's DPOConfig and the settings of token-level preference optimisation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from .validation import check_choice, check_fraction, check_number, check_string_list
+from .trl_bridge import DPOConfig, bf16_is_supported
+
+OBJECTIVE_NAMES = ("sparsepo", "mapo", "tdpo1", "tdpo2", "dpo", "simpo", "dpop")
+MASK_KINDS = ("learned", "activation", "dense", "random", "data")
+ACTIVATION_GROUPS = ("mlp", "attn", "resid", "logits")
+
+
+def _setting(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:  # noqa: A002
+    metadata: dict[str, Any] = {"help": help}
+    if choices is not None:
+        metadata["choices"] = list(choices)
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: default, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class SparsePOConfig(DPOConfig):
+    """Settings of :class:`SparsePOTrainer`: all of TRL's ``DPOConfig`` and the ones below.
+
+    ``None`` means unset: the value then follows from the objective and the preset (docs/method.md lists them), and a
+    value given explicitly always wins. A setting that the chosen objective or mask does not read is refused.
+
+    Differences from DPOConfig's defaults: ``beta`` is unset (0.1; SimPO 2.0), and ``bf16`` follows the device, so that
+    a plain CPU run needs no flag.
+    """
+
+    # Objective
+    objective: str = _setting("sparsepo", "Loss: sparsepo, mapo, tdpo1, tdpo2, dpo, simpo or dpop.", OBJECTIVE_NAMES)
+    preset: str | None = _setting(
+        None, "'published': every setting that you leave unset as the paper's code has it.", ("published",)
+    )
+    beta: float | None = _setting(None, "β of the implicit reward. Unset: 0.1 (simpo: 2.0).")
+    alpha: float | None = _setting(None, "tdpo2: weight α of the KL difference. Unset: 0.5.")
+    gamma: float | None = _setting(None, "simpo: target margin γ, in units of the reward. Unset: 0.5.")
+    lam: float | None = _setting(None, "dpop: weight λ of the penalty. Unset: 5.0.")
+    sft_weight: float = _setting(0.0, "Weight of −log π(chosen) per token, added to any objective.")
+    kl_anchor: float | None = _setting(
+        None,
+        "λ of the KL anchor: λ Σ_t KL(ref‖policy) over ALL response tokens, added to any objective. Unset: 0.1 where an "
+        "L1 penalty asks for sparsity (a token with both masks at zero is held by nothing else), otherwise 0.",
+    )
+
+    # Masks
+    mask: str | None = _setting(
+        None,
+        "Kind of mask: learned (sparsepo's default), activation (mapo's), dense (ones), random (a control), data "
+        "(weights from dataset columns).",
+        MASK_KINDS,
+    )
+    mask_sharing: str | None = _setting(
+        None,
+        "learned, random: 'common', one mask for reward and KL (default), or 'independent', one each.",
+        ("common", "independent"),
+    )
+    mask_on: str | None = _setting(
+        None, "What the mask weighs: 'both' (default), 'reward' (KL mask 1) or 'kl'.", ("both", "reward", "kl")
+    )
+    mask_position: str | None = _setting(
+        None,
+        "Where the mask of token t is read: 'predicting' (t−1, the paper's; default) or 'token' (t, sees the token).",
+        ("predicting", "token"),
+    )
+    mask_init: str | None = _setting(
+        None,
+        "learned: start from 'ones' (as TDPO1; default), as 'published' (random, near zero), or fitted to 'mapo' masks.",
+        ("ones", "published", "mapo"),
+    )
+    mask_init_pairs: int | None = _setting(None, "mask_init=mapo: training pairs that the fit reads. Unset: 64.")
+    mask_layers: str | None = _setting(None, "learned: read 'all' blocks (default) or the 'last'.", ("all", "last"))
+    mask_map: str | None = _setting(
+        None, "learned: 'linear' map a layer (default) or 'two_layer'.", ("linear", "two_layer")
+    )
+    mask_map_width: int | None = _setting(None, "learned, two_layer: hidden width. Unset: 200.")
+    mask_activation_groups: list[str] | None = _setting(
+        None,
+        "activation: groups to average: any of mlp attn resid logits. Unset: all that the architecture has.",
+    )
+    mask_random_sparsity: float | None = _setting(None, "random: share of exact zeros. Unset: 0.")
+    mask_learning_rate: float | None = _setting(
+        None, "learned: learning rate of the mask head. Unset: 10 × learning_rate (published: 1 ×)."
+    )
+    mask_weight_decay: float | None = _setting(None, "learned: weight decay of the mask head. Unset: 0.01.")
+    mask_dropout: float | None = _setting(
+        None, "learned: dropout inside the mask head, active in training whatever disable_dropout says. Unset: 0."
+    )
+    mask_l1_reward: float | None = _setting(None, "learned: L1 weight λ_u on the reward mask. Unset: 0.")
+    mask_l1_kl: float | None = _setting(None, "learned: L1 weight λ_d on the KL mask. Unset: 0.")
+    mask_max_grad_norm: float | None = _setting(
+        None, "learned: gradient norm at which the mask head is clipped, apart from the policy. Unset: max_grad_norm."
+    )
+
+    # Scoring and data
+    scorer: str = _setting(
+        "auto", "How per-token scores are computed: 'auto' (the fastest there is) or 'dense'.", ("auto", "dense")
+    )
+    max_prompt_length: int | None = _setting(
+        None, "Keep only the last N tokens of a prompt. Unset: prompts are kept whole."
+    )
+
+    def __post_init__(self) -> None:
+        if self.bf16 is None:
+            self.bf16 = not self.fp16 and bf16_is_supported(use_cpu=self.use_cpu)
+        self._check_settings()
+        super().__post_init__()
+
+    def _check_settings(self) -> None:
+        """YAML and Python values are not type-checked by the parser: do it here, naming setting, value and mend."""
+        check_choice("objective", self.objective, OBJECTIVE_NAMES, optional=False)
+        check_choice("preset", self.preset, ("published",))
+        check_choice("mask", self.mask, MASK_KINDS)
+        check_choice("mask_sharing", self.mask_sharing, ("common", "independent"))
+        check_choice("mask_on", self.mask_on, ("both", "reward", "kl"))
+        check_choice("mask_position", self.mask_position, ("predicting", "token"))
+        check_choice("mask_init", self.mask_init, ("ones", "published", "mapo"))
+        check_choice("mask_layers", self.mask_layers, ("all", "last"))
+        check_choice("mask_map", self.mask_map, ("linear", "two_layer"))
+        check_choice("scorer", self.scorer, ("auto", "dense"), optional=False)
+        check_string_list("mask_activation_groups", self.mask_activation_groups, ACTIVATION_GROUPS)
+        for name in ("beta", "mask_learning_rate", "mask_max_grad_norm"):
+            check_number(name, getattr(self, name), above=0)
+        for name in ("alpha", "gamma", "lam", "kl_anchor", "mask_weight_decay", "mask_l1_reward", "mask_l1_kl"):
+            check_number(name, getattr(self, name), least=0)
+        check_number("sft_weight", self.sft_weight, least=0, optional=False)
+        check_number("label_smoothing", self.label_smoothing, least=0, optional=False)
+        check_fraction("mask_dropout", self.mask_dropout)
+        check_fraction("mask_random_sparsity", self.mask_random_sparsity)
+        for name in ("mask_init_pairs", "mask_map_width", "max_prompt_length"):
+            check_number(name, getattr(self, name), least=1, integer=True)
+        if self.max_prompt_length is not None and self.max_length is not None:
+            if self.max_prompt_length >= self.max_length:
+                raise ValueError(
+                    f"max_prompt_length={self.max_prompt_length} leaves no room for a response in "
+                    f"max_length={self.max_length}; make it smaller."
+                )

@@ -1,0 +1,216 @@
+"""From the config's unset and explicit values to one objective and one mask, refusing what would be ignored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from sparsepo.objectives import LINKS, Objective, get_objective, get_objective_class
+
+from .config import SparsePOConfig
+
+ANCHOR_WITH_SPARSITY = 0.1
+MASK_LEARNING_RATE_FACTOR = 10.0
+
+# Which mask settings each kind of mask reads, by their names in the config
+_LEARNED_ONLY = (
+    "mask_init",
+    "mask_init_pairs",
+    "mask_layers",
+    "mask_map",
+    "mask_map_width",
+    "mask_learning_rate",
+    "mask_weight_decay",
+    "mask_dropout",
+    "mask_l1_reward",
+    "mask_l1_kl",
+    "mask_max_grad_norm",
+)
+_READ_BY: dict[str, tuple[str, ...]] = {
+    "learned": ("mask_sharing", "mask_on", "mask_position", *_LEARNED_ONLY),
+    "activation": ("mask_on", "mask_position", "mask_activation_groups"),
+    "dense": (),
+    "random": ("mask_sharing", "mask_on", "mask_random_sparsity"),
+    "data": ("mask_on",),
+}
+_ALL_MASK_SETTINGS = tuple(dict.fromkeys(name for names in _READ_BY.values() for name in names))
+_OBJECTIVE_ONLY = ("alpha", "gamma", "lam")
+
+
+@dataclass(frozen=True)
+class MaskTraining:
+    """How a learned mask head is trained."""
+
+    learning_rate: float
+    weight_decay: float
+    max_grad_norm: float
+    init: str
+    init_pairs: int
+
+
+@dataclass(frozen=True)
+class ResolvedSettings:
+    """What the config asks for, with nothing left unset.
+
+    Args:
+        objective: the loss.
+        mask_kind: kind of mask, or None where the objective reads none.
+        mask_arguments: arguments of the masker's constructor, without sizes and seed.
+        mask_training: settings of the head's training, or None where the mask is not learned.
+    """
+
+    objective: Objective
+    mask_kind: str | None
+    mask_arguments: dict[str, Any]
+    mask_training: MaskTraining | None
+
+
+def resolve_settings(config: SparsePOConfig, given_mask: bool = False) -> ResolvedSettings:
+    """Resolve unset values per objective and preset.
+
+    Args:
+        config: the run's settings.
+        given_mask: a masker is handed to the trainer; the config must then not describe another.
+
+    Raises:
+        ValueError: a setting that the objective or the mask does not read was set.
+    """
+    reads_masks = get_objective_class(config.objective).reads_masks
+    if given_mask and not reads_masks:
+        raise ValueError(f"objective={config.objective!r} reads no mask; leave out the trainer's mask argument.")
+    kind = _mask_kind(config, reads_masks)
+    _refuse_unread(config, kind, given_mask)
+    l1 = _l1_weights(config, kind)
+    return ResolvedSettings(
+        objective=_objective(config, l1),
+        mask_kind=kind,
+        mask_arguments=_mask_arguments(config, kind),
+        mask_training=_mask_training(config) if kind == "learned" else None,
+    )
+
+
+def _mask_kind(config: SparsePOConfig, reads_masks: bool) -> str | None:
+    if not reads_masks:
+        if config.mask is not None:
+            raise ValueError(
+                f"mask={config.mask!r} has no effect with objective={config.objective!r}, which reads no mask; "
+                "leave mask unset or choose objective='sparsepo'."
+            )
+        return None
+    if config.objective == "mapo":
+        if config.mask not in (None, "activation"):
+            raise ValueError(
+                f"mask={config.mask!r}: objective='mapo' means activation masks; choose objective='sparsepo' for others."
+            )
+        return "activation"
+    return config.mask or "learned"
+
+
+def _refuse_unread(config: SparsePOConfig, kind: str | None, given_mask: bool) -> None:
+    read = set(_READ_BY[kind]) if kind else set()
+    if given_mask:
+        # the masker is built already: only the settings of its training still count
+        read &= {"mask_learning_rate", "mask_weight_decay", "mask_max_grad_norm", "mask_l1_reward", "mask_l1_kl"}
+    for name in _ALL_MASK_SETTINGS:
+        value = getattr(config, name)
+        if value is not None and name not in read:
+            reason = f"mask={kind!r}" if kind else f"objective={config.objective!r}, which reads no mask"
+            if given_mask:
+                reason = "a mask handed to the trainer, which brings its own"
+            raise ValueError(f"{name}={value!r} has no effect with {reason}; leave it unset.")
+    known = {f.name for f in fields(get_objective_class(config.objective))}
+    for name in _OBJECTIVE_ONLY:
+        value = getattr(config, name)
+        if value is not None and name not in known:
+            raise ValueError(f"{name}={value!r} has no effect with objective={config.objective!r}; leave it unset.")
+    if config.mask_init_pairs is not None and config.mask_init != "mapo":
+        raise ValueError(f"mask_init_pairs={config.mask_init_pairs!r} has no effect without mask_init='mapo'.")
+    if config.mask_map_width is not None and config.mask_map != "two_layer":
+        raise ValueError(f"mask_map_width={config.mask_map_width!r} has no effect without mask_map='two_layer'.")
+    if config.mask_sharing is not None and config.mask_on in ("reward", "kl"):
+        raise ValueError(
+            f"mask_sharing={config.mask_sharing!r} has no effect with mask_on={config.mask_on!r}: there is one mask only."
+        )
+
+
+def _l1_weights(config: SparsePOConfig, kind: str | None) -> dict[str, float]:
+    """Effective λ_u, λ_d: a common mask would count twice, so both are halved, as the paper's code does."""
+    if kind != "learned":
+        return {}
+    weights = {"l1_reward": config.mask_l1_reward or 0.0, "l1_kl": config.mask_l1_kl or 0.0}
+    for name, on in (("l1_reward", "kl"), ("l1_kl", "reward")):
+        if weights[name] and config.mask_on == on:
+            raise ValueError(f"mask_{name}={weights[name]!r} has no effect with mask_on={on!r}: that mask is constant.")
+    if config.mask_on in (None, "both") and config.mask_sharing in (None, "common"):
+        weights = {name: weight / 2 for name, weight in weights.items()}
+    return weights
+
+
+def _link(config: SparsePOConfig) -> str:
+    names = config.loss_type if isinstance(config.loss_type, (list, tuple)) else [config.loss_type]
+    if len(names) != 1 or names[0] not in LINKS:
+        raise ValueError(
+            f"loss_type={list(names)!r}: token-level objectives take one preference link of {', '.join(LINKS)}; "
+            "use TRL's DPOTrainer for the others (an SFT term is sft_weight here)."
+        )
+    return names[0]
+
+
+def _objective(config: SparsePOConfig, l1: dict[str, float]) -> Objective:
+    known = {f.name for f in fields(get_objective_class(config.objective))}
+    settings: dict[str, Any] = {"sft_weight": config.sft_weight, **l1}
+    for name in ("beta", *_OBJECTIVE_ONLY):
+        if getattr(config, name) is not None:
+            settings[name] = getattr(config, name)
+    anchor = config.kl_anchor
+    if anchor is None:
+        anchor = ANCHOR_WITH_SPARSITY if any(l1.values()) and config.preset is None else 0.0
+    settings["kl_anchor"] = anchor
+    link = _link(config)
+    if "link" in known:
+        settings |= {"link": link, "label_smoothing": config.label_smoothing}
+    elif link != "sigmoid" or config.label_smoothing:
+        raise ValueError(
+            f"loss_type={link!r}, label_smoothing={config.label_smoothing!r}: objective={config.objective!r} has the "
+            "sigmoid link without smoothing only."
+        )
+    return get_objective(config.objective, **settings)
+
+
+def _mask_arguments(config: SparsePOConfig, kind: str | None) -> dict[str, Any]:
+    """Constructor arguments; None values are left to the constructor, except where the library's default differs."""
+    if kind is None or kind == "dense":
+        return {}
+    names = {
+        "mask_on": config.mask_on,
+        "position": config.mask_position,
+        "sharing": config.mask_sharing,
+        "layers": config.mask_layers,
+        "map": config.mask_map,
+        "map_width": config.mask_map_width,
+        "dropout": config.mask_dropout,
+        "groups": tuple(config.mask_activation_groups) if config.mask_activation_groups else None,
+        "sparsity": config.mask_random_sparsity,
+    }
+    arguments = {name: value for name, value in names.items() if value is not None}
+    if kind == "learned":
+        arguments["init"] = _mask_init(config)
+    return arguments
+
+
+def _mask_init(config: SparsePOConfig) -> str:
+    return config.mask_init or ("published" if config.preset == "published" else "ones")
+
+
+def _mask_training(config: SparsePOConfig) -> MaskTraining:
+    factor = 1.0 if config.preset == "published" else MASK_LEARNING_RATE_FACTOR
+    rate = config.mask_learning_rate
+    decay = config.mask_weight_decay
+    norm = config.mask_max_grad_norm
+    return MaskTraining(
+        learning_rate=factor * config.learning_rate if rate is None else rate,
+        weight_decay=0.01 if decay is None else decay,
+        max_grad_norm=config.max_grad_norm if norm is None else norm,
+        init=_mask_init(config),
+        init_pairs=config.mask_init_pairs or 64,
+    )
