@@ -1,0 +1,137 @@
+"""Saving, loading and resuming: the mask head beside a plain Hugging Face model, never inside it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from sparsepo.masks import Masker, load_mask, save_mask
+from sparsepo.objectives import Objective
+
+from .step import MASK_ATTRIBUTE, base_model_of
+from .trl_bridge import unpickled_hub_push, versions
+
+SETTINGS_FILE = "sparsepo.json"
+MASK_FOLDER = "mask"
+_PICKLED_ARGUMENTS = "training_args.bin"
+
+
+def attach_mask(model: nn.Module, masker: Masker) -> None:
+    """Make a trained mask head a float32 submodule of the policy whose keys no save of the policy contains.
+
+    As a submodule its gradients are reduced with the policy's and its weights follow the policy's device.
+    """
+    base = base_model_of(model)
+    device = next(base.parameters()).device
+    base.add_module(MASK_ATTRIBUTE, masker.to(device=device, dtype=torch.float32))
+    masker.requires_grad_(True)
+    keys = {f"{MASK_ATTRIBUTE}.{name}" for name in masker.state_dict()}
+    base._keys_to_ignore_on_save = set(base._keys_to_ignore_on_save or ()) | keys
+
+
+def detach_mask(model: nn.Module) -> None:
+    """Undo :func:`attach_mask`: the model is a plain Hugging Face model again."""
+    base = base_model_of(model)
+    masker = base._modules.pop(MASK_ATTRIBUTE, None)
+    if masker is not None:
+        keys = {f"{MASK_ATTRIBUTE}.{name}" for name in masker.state_dict()}
+        base._keys_to_ignore_on_save = set(base._keys_to_ignore_on_save or ()) - keys
+
+
+def write_settings(folder: str | os.PathLike[str], objective: Objective, masker: Masker | None, extra: dict[str, Any]) -> None:
+    """Write ``sparsepo.json``: objective, mask kind and settings, base model, versions."""
+    content = {
+        "format": 1,
+        "objective": {"name": objective.name, **objective.settings()},
+        "mask": None if masker is None else {"kind": masker.kind, **masker.settings()},
+        "versions": versions(),
+        **extra,
+    }
+    path = Path(folder) / SETTINGS_FILE
+    temporary = path.with_suffix(".json.partial")
+    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+class MaskCheckpoints:
+    """The parts of a Trainer that save and load, extended to the mask head. Mixed into the trainer before TRL's class."""
+
+    # set by the trainer
+    args: Any
+    model: nn.Module
+    masker: Masker | None
+    objective: Objective
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        if state_dict is not None:
+            state_dict = {key: value for key, value in state_dict.items() if f"{MASK_ATTRIBUTE}." not in key}
+        super()._save(output_dir, state_dict)  # type: ignore[misc]
+        if not self.args.should_save:
+            return
+        folder = output_dir or self.args.output_dir
+        if self.masker is not None:
+            save_mask(self.masker, folder, base_model=self.base_model_name())
+        write_settings(folder, self.objective, self.masker, self.saved_settings())
+        # Trainer pickles its arguments; nothing here reads them, and what is published holds no pickles
+        Path(folder, _PICKLED_ARGUMENTS).unlink(missing_ok=True)
+
+    def base_model_name(self) -> str | None:
+        """Id or path of the model that training started from."""
+        return getattr(base_model_of(self.model).config, "_name_or_path", None) or None
+
+    def saved_settings(self) -> dict[str, Any]:
+        """What ``sparsepo.json`` says besides objective and mask."""
+        return {"base_model": self.base_model_name()}
+
+    def _load_mask_of(self, folder: str) -> None:
+        """Put the mask weights of a checkpoint into the attached head."""
+        if self.masker is None or not self.masker.is_trainable:
+            return
+        saved = load_mask(folder)
+        problem = _difference(self.masker, saved)
+        if problem:
+            raise ValueError(
+                f"{folder}/{MASK_FOLDER} holds another mask than this run's: {problem}. Resume with the settings that the "
+                "checkpoint was made with."
+            )
+        self.masker.load_state_dict(saved.state_dict())
+        # PEFT's load_adapter freezes every parameter outside the adapter
+        self.masker.requires_grad_(True)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
+        self._load_mask_of(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()  # type: ignore[misc]
+        self._load_mask_of(self.state.best_model_checkpoint)  # type: ignore[attr-defined]
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Trainer copies model files only: the mask that belongs to this policy goes along."""
+        output_dir = Path(self.args.output_dir)
+        if self.args.should_save:
+            source = Path(checkpoint_folder) / MASK_FOLDER
+            if source.is_dir():
+                shutil.copytree(source, output_dir / MASK_FOLDER, dirs_exist_ok=True)
+            if Path(checkpoint_folder, SETTINGS_FILE).is_file():
+                shutil.copy(Path(checkpoint_folder, SETTINGS_FILE), output_dir / SETTINGS_FILE)
+        with unpickled_hub_push():
+            super()._push_from_checkpoint(checkpoint_folder)  # type: ignore[misc]
+        (output_dir / "_training_args.bin").unlink(missing_ok=True)
+
+
+def _difference(ours: Masker, saved: Masker) -> str | None:
+    if ours.kind != saved.kind:
+        return f"kind is {saved.kind!r} there and {ours.kind!r} here"
+    mine, theirs = ours.settings(), saved.settings()
+    for name in mine:
+        # how the head started and drops out in training does not change what its weights mean
+        if name not in ("init", "seed", "dropout") and mine[name] != theirs.get(name):
+            return f"{name} is {theirs.get(name)!r} there and {mine[name]!r} here"
+    return None

@@ -1,0 +1,76 @@
+"""Building the run's masker, and starting a learned one from MaPO masks."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsepo.masks import ActivationMask, LearnedMask, Masker, build_mask
+from sparsepo.masks.initialise import fit_to_targets
+
+from .settings import ResolvedSettings
+from .step import ReferenceView, base_model_of, compute_masks
+
+logger = logging.getLogger(__name__)
+
+
+def build_masker(settings: ResolvedSettings, reference: nn.Module, seed: int) -> Masker | None:
+    """The masker that the settings describe, sized for the reference; None where the objective reads no masks."""
+    if settings.mask_kind is None:
+        return None
+    arguments: dict[str, Any] = dict(settings.mask_arguments)
+    if settings.mask_kind == "learned":
+        config = reference.config.get_text_config()
+        arguments |= {"hidden_size": config.hidden_size, "num_layers": config.num_hidden_layers, "seed": seed}
+        if arguments["init"] == "mapo":
+            arguments["init"] = "ones"  # the fit starts there, once the data are at hand
+    if settings.mask_kind == "random":
+        arguments["seed"] = seed
+    masker = build_mask(settings.mask_kind, **arguments)
+    masker.check_fits(base_model_of(reference))
+    return masker
+
+
+def fit_from_mapo(
+    masker: LearnedMask,
+    batches: Iterable[dict[str, Any]],
+    view_of: Callable[[dict[str, Any], Masker], ReferenceView],
+    reference_context: Callable[[], AbstractContextManager[Any]],
+) -> dict[str, float]:
+    """Fit a learned head to the MaPO masks of some batches, so that training starts from them.
+
+    Args:
+        masker: the head, started from ones.
+        batches: collated batches on the reference's device.
+        view_of: runs the reference over a batch for a masker.
+        reference_context: fresh context in which ``view_of`` may be called.
+
+    Returns:
+        Quality of the fit: ``r2`` and ``correlation`` over response tokens, and ``tokens``.
+    """
+    teacher = ActivationMask(position=masker.position)
+    states: list[list[Tensor]] = []
+    targets: list[Tensor] = []
+    with torch.no_grad():
+        for batch in batches:
+            keep = batch["completion_mask"][:, 1:].bool()
+            with reference_context():
+                targets.append(compute_masks(teacher, batch, view_of(batch, teacher), None).reward[keep])
+                view = view_of(batch, masker)
+            assert view.block_states is not None
+            columns = slice(None, -1) if masker.position == "predicting" else slice(1, None)
+            states.append([state[:, columns][keep].float() for state in view.block_states])
+    hidden = torch.stack([torch.cat(layer) for layer in zip(*states, strict=True)])  # (L, N, H)
+    result = fit_to_targets(masker, hidden, torch.cat(targets))
+    logger.info(
+        "mask_init='mapo': fitted on %d tokens, R² %.3f, correlation %.3f",
+        hidden.shape[1],
+        result["r2"],
+        result["correlation"],
+    )
+    return {**result, "tokens": float(hidden.shape[1])}

@@ -1,0 +1,88 @@
+"""The mask head's own optimiser group and gradient clipping."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from sparsepo.masks import Masker
+
+from .settings import ResolvedSettings
+
+_NOT_DECAYED = ("bias", "norm")
+
+
+class MaskOptimisation:
+    """The parts of a Trainer that optimise, extended to the mask head. Mixed into the trainer before TRL's class."""
+
+    # set by the trainer
+    args: Any
+    masker: Masker | None
+    settings: ResolvedSettings
+    mask_grad_norm: float | None = None
+
+    def _mask_parameters(self) -> list[nn.Parameter]:
+        return [] if self.masker is None else [p for p in self.masker.parameters() if p.requires_grad]
+
+    def _mask_rates(self) -> tuple[float, float, float]:
+        """Learning rate, weight decay and clip norm of the head (a mask that was handed in has no settings of its own)."""
+        from .settings import MASK_LEARNING_RATE_FACTOR
+
+        training = self.settings.mask_training
+        if training is not None:
+            return training.learning_rate, training.weight_decay, training.max_grad_norm
+        config = self.args
+        rate = config.mask_learning_rate
+        return (
+            MASK_LEARNING_RATE_FACTOR * config.learning_rate if rate is None else rate,
+            0.01 if config.mask_weight_decay is None else config.mask_weight_decay,
+            config.max_grad_norm if config.mask_max_grad_norm is None else config.mask_max_grad_norm,
+        )
+
+    def _refuse_foreign_optimizer(self, optimizers: tuple[Any, Any]) -> None:
+        """An optimiser made by the user must hold the mask head's parameters, or they would never train."""
+        optimizer = optimizers[0]
+        if optimizer is None:
+            return
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        if any(id(p) not in held for p in self._mask_parameters()):
+            raise ValueError(
+                "optimizers=(optimizer, …) does not hold the mask head's parameters, which would never train. Build the "
+                "mask first, put mask.parameters() into the optimizer and hand it over as mask=…, or leave optimizers unset."
+            )
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Trainer's optimiser for the policy, and groups of its own for the mask head."""
+        if self.optimizer is not None:  # type: ignore[has-type]
+            return self.optimizer  # type: ignore[has-type]
+        parameters = self._mask_parameters()
+        for parameter in parameters:
+            parameter.requires_grad_(False)  # Trainer collects what requires a gradient: not these
+        try:
+            optimizer = super().create_optimizer(model)  # type: ignore[misc]
+        finally:
+            for parameter in parameters:
+                parameter.requires_grad_(True)
+        if self.masker is not None and parameters:
+            rate, decay, _ = self._mask_rates()
+            named = list(self.masker.named_parameters())
+            for decayed in (True, False):
+                group = [p for name, p in named if decayed != any(word in name for word in _NOT_DECAYED)]
+                optimizer.add_param_group({"params": group, "lr": rate, "weight_decay": decay if decayed else 0.0})
+        self.optimizer = optimizer
+        return optimizer
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        """Clip policy and mask head apart: the head's gradients are of another scale. Returns the policy's norm."""
+        own = self._mask_parameters()
+        if not own:
+            return super()._clip_grad_norm(model)  # type: ignore[misc]
+        mine = {id(p) for p in own}
+        policy = [p for p in model.parameters() if id(p) not in mine]
+        norm = self.accelerator.clip_grad_norm_(policy, self.args.max_grad_norm)  # type: ignore[attr-defined]
+        # after accelerate's call: fp16 gradients are unscaled once, for all parameters
+        limit = self._mask_rates()[2]
+        self.mask_grad_norm = float(torch.nn.utils.clip_grad_norm_(own, limit if limit > 0 else float("inf")))
+        return norm

@@ -1,0 +1,156 @@
+"""One batch through reference, masker, policy and scorer. No trainer state: what a step needs is handed to it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsepo.masks.base import Masker, MaskInputs, NoiseKey, TokenMasks
+from sparsepo.objectives import Objective
+from sparsepo.scoring import LMHead, Scorer, ScorerInputs, ScorerOutput
+from sparsepo.scoring.dense import block_outputs, forward_arguments, mask_inputs
+
+from .trl_bridge import install_step_forward, lm_head_of, load_balancing_loss
+
+MASK_ATTRIBUTE = "sparsepo_mask"
+
+
+@dataclass
+class ReferenceView:
+    """What the reference's forward leaves behind; None values were not needed."""
+
+    last_hidden: Tensor | None = None  # (R, S, H)
+    head: LMHead | None = None
+    block_states: list[Tensor] | None = None  # L × (R, S, H)
+    activations: dict[str, list[Tensor]] | None = None
+
+
+def base_model_of(model: nn.Module) -> nn.Module:
+    """The Hugging Face causal LM inside a PEFT model, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode; every module's own mode is restored."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def reference_view(model: nn.Module, batch: dict[str, Any], masker: Masker | None, autocast: Any) -> ReferenceView:
+    """Run the reference's backbone once, without gradient, and keep what masks and scorer read.
+
+    Args:
+        model: the (wrapped) reference; for a PEFT policy the policy itself, inside ``reference_adapter``.
+        batch: collated batch on the model's device.
+        masker: the masker, or None where masks are not needed.
+        autocast: the run's mixed-precision context.
+    """
+    view = ReferenceView()
+    wants_states = masker is not None and masker.needs_hidden_states
+
+    def run(inner: nn.Module) -> dict[str, Tensor]:
+        with (masker.tap(inner) if masker is not None else nullcontext()) as activations:
+            arguments = forward_arguments(inner.base_model, batch)
+            outputs = inner.base_model(**arguments, output_hidden_states=wants_states)
+        view.last_hidden, view.head = outputs.last_hidden_state, lm_head_of(inner)
+        view.activations = activations
+        if wants_states:
+            view.block_states = block_outputs(outputs.hidden_states, outputs.last_hidden_state)
+        return {"last_hidden_state": outputs.last_hidden_state}
+
+    install_step_forward(base_model_of(_unwrapped(model)))
+    with torch.no_grad(), evaluation_mode(model), autocast:
+        model(sparsepo_step=run)
+    return view
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The module inside DDP or DeepSpeed."""
+    while hasattr(model, "module") and isinstance(model.module, nn.Module):
+        model = model.module
+    return model
+
+
+@dataclass
+class StepOutput:
+    """Result of the policy's forward: the scorer's output and the auxiliary loss of a mixture of experts."""
+
+    scored: ScorerOutput
+    aux_loss: Tensor | None
+
+
+def policy_step(
+    model: nn.Module,
+    batch: dict[str, Any],
+    view: ReferenceView,
+    masker: Masker | None,
+    objective: Objective,
+    scorer: Scorer,
+    noise: NoiseKey | None,
+    *,
+    need_kl: bool,
+    statistics: bool,
+    router: bool,
+    autocast: Any,
+) -> StepOutput:
+    """Masks, policy backbone and scorer, all inside the wrapped model's forward, so that DDP and FSDP see the gradients.
+
+    Args:
+        model: the (wrapped) policy.
+        batch: collated batch on the model's device.
+        view: what the reference left.
+        masker: the masker (a learned one is a submodule of the policy), or None.
+        objective: the loss.
+        scorer: hidden states and heads → scores and losses.
+        noise: identity of the tokens for counter-based noise.
+        need_kl: compute the KL even if the objective does not read it.
+        statistics: also collect entropy, mean logits and top-1 hits.
+        router: ask a mixture of experts for its auxiliary loss.
+    """
+    result: dict[str, StepOutput] = {}
+
+    def run(inner: nn.Module) -> dict[str, Tensor | None]:
+        masks = None if masker is None else compute_masks(masker, batch, view, noise)
+        arguments = forward_arguments(inner.base_model, batch)
+        if router:
+            arguments["output_router_logits"] = True
+        outputs = inner.base_model(**arguments)
+        inputs = ScorerInputs(
+            targets=batch["input_ids"][:, 1:],
+            response_mask=batch["completion_mask"][:, 1:].bool(),
+            policy_hidden=outputs.last_hidden_state[:, :-1],
+            policy_head=lm_head_of(inner),
+            reference_hidden=None if view.last_hidden is None else view.last_hidden[:, :-1],
+            reference_head=view.head,
+            masks=masks,
+            statistics=statistics,
+        )
+        scored = scorer(inputs, objective, need_kl)
+        aux_loss = load_balancing_loss(inner, outputs.router_logits, batch["attention_mask"]) if router else None
+        result["step"] = StepOutput(scored, aux_loss)
+        # returned too: wrappers look for gradients in what forward returns
+        return {"loss": scored.pair_loss.loss, "aux_loss": aux_loss}
+
+    install_step_forward(base_model_of(_unwrapped(model)))
+    with autocast:
+        returned = model(sparsepo_step=run)
+    step = result["step"]
+    step.scored.pair_loss.loss, step.aux_loss = returned["loss"], returned["aux_loss"]
+    return step
+
+
+def compute_masks(masker: Masker, batch: dict[str, Any], view: ReferenceView, noise: NoiseKey | None) -> TokenMasks:
+    """The masks of a batch's target tokens."""
+    inputs: MaskInputs = mask_inputs(batch, noise, view.block_states, view.activations)
+    return masker.token_masks(inputs)

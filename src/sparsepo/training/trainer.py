@@ -1,0 +1,397 @@
+"""SparsePOTrainer: TRL's DPOTrainer with token-level scores, masks and their own optimiser group."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsepo.masks import LearnedMask, Masker
+from sparsepo.masks.base import NoiseKey
+from sparsepo.objectives import PairScores
+from sparsepo.scoring import DenseScorer, Scorer
+from sparsepo.scoring.dense import noise_key
+
+from .card import DISPLAY_NAMES, append_to_card, card_tags, describe_run, paper_of
+from .checkpoints import MaskCheckpoints, attach_mask
+from .collator import ROW_ID, WEIGHT_COLUMNS, PreferenceCollator
+from .config import SparsePOConfig
+from .dropout import disable_functional_dropout
+from .mask_setup import build_masker, fit_from_mapo
+from .metrics import MetricSums, collect_metrics
+from .optimisation import MaskOptimisation
+from .preparation import after_tokenisation, before_tokenisation, is_prepared
+from .refusals import (
+    refuse_dataset,
+    refuse_low_precision_masks,
+    refuse_model,
+    refuse_peft_config,
+    refuse_processor,
+    refuse_reference,
+    refuse_settings,
+)
+from .settings import ResolvedSettings, resolve_settings
+from .step import ReferenceView, StepOutput, base_model_of, evaluation_mode, policy_step, reference_view
+from .trl_bridge import (
+    DPOTrainer,
+    autocast_of,
+    construction,
+    reference_adapter,
+    remove_step_forward,
+    replace_reference_sync,
+    versions,
+)
+
+logger = logging.getLogger(__name__)
+_PAIR_WEIGHT = "pair_weight"
+# What a collated batch holds besides the model's own arguments
+_OURS = ("completion_mask", ROW_ID, "token_weights", _PAIR_WEIGHT, "ref_chosen_logps", "ref_rejected_logps")
+
+
+class SparsePOTrainer(MaskCheckpoints, MaskOptimisation, DPOTrainer):  # type: ignore[misc]
+    """Preference optimisation by token: SparsePO, MaPO, TDPO, DPO, SimPO and DPOP over one training loop.
+
+    Takes what TRL's ``DPOTrainer`` takes, and a mask. To move a DPO script over, change the names of trainer and config.
+
+    Args:
+        model: path, hub id, ``PreTrainedModel`` or ``PeftModel``.
+        ref_model: the frozen reference. None: a fresh copy of the initial policy (with PEFT the policy without its
+            adapter). It is not loaded where neither objective nor mask reads it.
+        args: a :class:`SparsePOConfig`.
+        train_dataset, eval_dataset: TRL's preference formats; HH transcripts are split at their last turn. Optional
+            columns ``chosen_weights`` and ``rejected_weights`` for ``mask='data'``.
+        mask: a masker of your own instead of the one that ``args`` describes.
+        data_collator, processing_class, compute_metrics, callbacks, optimizers, quantization_config, peft_config: as in
+            TRL.
+
+    Raises:
+        ValueError: a setting, model or dataset that cannot work with token-level scores, with the reason and the mend.
+
+    Source: arXiv 2410.05102; docs/method.md lists where the defaults depart from the paper.
+    """
+
+    # compute_loss divides by the number of pairs in the whole optimiser step itself
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        model: Any,
+        ref_model: nn.Module | None = None,
+        args: SparsePOConfig | None = None,
+        data_collator: Any = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        compute_metrics: Callable[..., Any] | None = None,
+        callbacks: list[Any] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        quantization_config: Any = None,
+        peft_config: Any = None,
+        mask: Masker | None = None,
+    ) -> None:
+        args = args if args is not None else _default_config(model)
+        if not isinstance(args, SparsePOConfig):
+            raise TypeError(f"args must be a SparsePOConfig, got {type(args).__name__}; it takes DPOConfig's settings.")
+        self.settings: ResolvedSettings = resolve_settings(args, given_mask=mask is not None)
+        self.objective = self.settings.objective
+        self.scorer: Scorer = DenseScorer()
+        self.masker: Masker | None = mask
+        self._sums = {"train": MetricSums(), "eval": MetricSums()}
+        self._new_tokens = 0
+        self._start_is_fitted = False
+        self._refuse(args, model, ref_model, processing_class, peft_config, train_dataset, eval_dataset)
+        self._name = DISPLAY_NAMES[self.objective.name]
+        self._paper = paper_of(self.objective.name)
+        if ref_model is None and self.needs_reference and peft_config is None and _has_no_source(model):
+            ref_model = copy.deepcopy(model)  # built from a config: there is nothing to load it from
+        with construction(self.needs_reference, isinstance(model, str), PreferenceCollator):
+            super().__init__(
+                model=model,
+                ref_model=ref_model,
+                args=args,
+                data_collator=data_collator,
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                processing_class=processing_class,
+                compute_metrics=compute_metrics,
+                callbacks=callbacks,
+                optimizers=optimizers,
+                quantization_config=quantization_config,
+                peft_config=peft_config,
+            )
+        self.beta = self.objective.beta
+        self._finish_models(args)
+        self._set_up_mask(args, optimizers)
+
+    # ---- construction ----
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether anything reads the reference: the objective, or a mask taken from it."""
+        reads = self.settings.mask_kind in ("learned", "activation")
+        if self.masker is not None:
+            reads = self.masker.kind in ("learned", "activation")
+        return self.objective.needs_reference or reads
+
+    @staticmethod
+    def _refuse(
+        args: SparsePOConfig,
+        model: Any,
+        ref_model: Any,
+        processing_class: Any,
+        peft_config: Any,
+        train_dataset: Any,
+        eval_dataset: Any,
+    ) -> None:
+        refuse_settings(args)
+        refuse_processor(processing_class)
+        refuse_peft_config(peft_config)
+        if isinstance(model, nn.Module):
+            refuse_model(model, "policy")
+            refuse_reference(model, ref_model)
+        if ref_model is not None:
+            refuse_model(ref_model, "reference")
+        refuse_dataset(train_dataset, "training")
+        for name, dataset in (eval_dataset if isinstance(eval_dataset, dict) else {"eval": eval_dataset}).items():
+            refuse_dataset(dataset, name)
+
+    def _finish_models(self, args: SparsePOConfig) -> None:
+        """What remains to be checked and done once TRL has loaded the models."""
+        refuse_model(self.model, "policy")
+        refuse_reference(self.model, self.ref_model)
+        if args.disable_dropout:
+            disable_functional_dropout(self.model)
+        if self.ref_model is not None:
+            self.ref_model.eval()
+            self.ref_model.requires_grad_(False)
+        if args.sync_ref_model:
+            replace_reference_sync(self)
+        self.model.add_model_tags(card_tags(self.objective, None))
+
+    def _set_up_mask(self, args: SparsePOConfig, optimizers: tuple[Any, Any]) -> None:
+        reference = self.ref_model if self.ref_model is not None else self.model
+        if self.masker is None:
+            self.masker = build_masker(self.settings, base_model_of(reference), args.seed)
+        else:
+            self.masker.check_fits(base_model_of(reference))
+        refuse_low_precision_masks(args, self.masker)
+        if self.masker is not None and self.masker.is_trainable:
+            self._refuse_foreign_optimizer(optimizers)
+            attach_mask(self.model, self.masker)
+
+    # ---- data ----
+
+    def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
+        if is_prepared(dataset):
+            return dataset
+        dataset = before_tokenisation(dataset, dataset_name)
+        dataset = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+        wants_weights = self.masker.needs_weights if self.masker is not None else self.settings.mask_kind == "data"
+        return after_tokenisation(dataset, dataset_name, self._tokenizer, args.max_prompt_length, wants_weights)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        for column in (ROW_ID, *WEIGHT_COLUMNS):
+            if column not in self._signature_columns:
+                self._signature_columns.append(column)
+
+    # ---- one step ----
+
+    def _reference_context(self) -> AbstractContextManager[Any]:
+        """Context in which the reference may be run: with PEFT the adapter is switched off."""
+        if self.ref_model is None and hasattr(self.model, "peft_config"):
+            return reference_adapter(self.accelerator.unwrap_model(self.model))
+        return nullcontext()
+
+    def _view(self, batch: dict[str, Any], masker: Masker | None) -> ReferenceView:
+        reference = self.ref_model if self.ref_model is not None else self.model
+        return reference_view(reference, batch, masker, autocast_of(self.accelerator))
+
+    def _noise(self, batch: dict[str, Any]) -> NoiseKey:
+        return noise_key(batch, self.args.seed, self.state.global_step)
+
+    def _step(self, model: nn.Module, batch: dict[str, Any], need_kl: bool) -> StepOutput:
+        view = ReferenceView()
+        if self.needs_reference:
+            with self._reference_context():
+                view = self._view(batch, self.masker)
+        return policy_step(
+            model,
+            batch,
+            view,
+            self.masker,
+            self.objective,
+            self.scorer,
+            self._noise(batch),
+            need_kl=need_kl and self.needs_reference,
+            statistics=True,
+            router=self.aux_loss_enabled,
+            autocast=autocast_of(self.accelerator),
+        )
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Mean loss over the pairs of the whole optimiser step (all micro-batches, all processes)."""
+        mode = "train" if self.model.training else "eval"
+        # in evaluation the KL is always shown, so that objectives without it can be compared
+        step = self._step(model, inputs, need_kl=self.objective.needs_kl or mode == "eval")
+        pair_loss = step.scored.pair_loss.loss  # (P,)
+        weight = self._pair_weight(inputs, pair_loss)
+        share = 1 / weight.sum().clamp(min=1)
+        if num_items_in_batch is not None:
+            # DDP averages gradients over processes: undo it, the division is by the global count
+            share = self.accelerator.num_processes / num_items_in_batch
+        loss = (pair_loss * weight).sum() * share
+        if step.aux_loss is not None:
+            loss = loss + self.router_aux_loss_coef * step.aux_loss * weight.sum() * share
+        self._collect(mode, inputs, step, weight)
+        if not return_outputs:
+            return loss
+        with torch.no_grad():  # compute_metrics was given: it wants logits
+            arguments = {key: value for key, value in inputs.items() if key not in _OURS}
+            return loss, model(**arguments, use_cache=False)
+
+    def _pair_weight(self, inputs: dict[str, Any], like: Tensor) -> Tensor:
+        weight = inputs.get(_PAIR_WEIGHT)
+        if weight is None:
+            weight = self._real_rows(len(like))
+        return weight.to(like.device, torch.float32)
+
+    def _real_rows(self, pairs: int) -> Tensor:
+        """1 for rows of the dataset, 0 for those that accelerate repeats to fill the last batch, (pairs,)."""
+        state = self.accelerator.gradient_state
+        weight = torch.ones(pairs)
+        if state.in_dataloader and state.end_of_dataloader and state.remainder > 0:
+            first = self.accelerator.process_index * pairs
+            weight[max(0, min(pairs, state.remainder - first)) :] = 0
+        return weight
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Any:
+        """Pairs in this optimiser step over all micro-batches and processes; marks repeated rows on the way."""
+        for index, batch in enumerate(batch_samples):
+            pairs = len(batch["input_ids"]) // 2
+            is_last = index == len(batch_samples) - 1
+            batch[_PAIR_WEIGHT] = (self._real_rows(pairs) if is_last else torch.ones(pairs)).to(device)
+        total = sum((batch[_PAIR_WEIGHT].sum() for batch in batch_samples), torch.zeros((), device=device))
+        return self.accelerator.reduce(total, reduction="sum").clamp(min=1)
+
+    def _collect(self, mode: str, inputs: dict[str, Any], step: StepOutput, weight: Tensor) -> None:
+        sums = self._sums[mode]
+        reads_masks = self.objective.needs_masks
+        collect_metrics(sums, step.scored, weight, self.objective.beta, reads_masks)
+        if step.aux_loss is not None:
+            sums.add("aux_loss", step.aux_loss * weight.sum(), weight.sum())
+        if mode == "train":
+            self._new_tokens += int(inputs["attention_mask"].sum())
+        else:
+            sums.add("loss", (step.scored.pair_loss.loss * weight).sum(), weight.sum())
+
+    @torch.no_grad()
+    def score(self, batch: dict[str, Any]) -> PairScores:
+        """Per-token scores and masks of a collated batch in evaluation mode, with the KL, without gradient.
+
+        Args:
+            batch: output of ``trainer.data_collator``: 2P sequences, chosen first.
+
+        Returns:
+            PairScores of (P, S − 1) arrays; column t belongs to the token at position t + 1.
+        """
+        batch = self._prepare_inputs(batch)
+        with evaluation_mode(self.model):
+            return self._step(self.model, batch, need_kl=True).scored.scores
+
+    # ---- loops ----
+
+    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """TRL's training; afterwards the model has its own forward back."""
+        if not resume_from_checkpoint:
+            self._fit_start()
+        try:
+            return super().train(resume_from_checkpoint, *args, **kwargs)
+        finally:
+            self._restore_forward()
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """TRL's evaluation, with metrics averaged exactly over rows and tokens of all processes."""
+        try:
+            return super().evaluate(*args, **kwargs)
+        finally:
+            if not self.is_in_train:
+                self._restore_forward()
+
+    def _restore_forward(self) -> None:
+        for model in (self.model, self.ref_model):
+            if model is not None:
+                remove_step_forward(base_model_of(self.accelerator.unwrap_model(model)))
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> Any:
+        """Adds the exact averages under the split's own prefix; ``loss`` replaces Trainer's average of batch means."""
+        self._sums["eval"] = MetricSums()
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        values = self._sums["eval"].drain(self.accelerator)
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in values.items()})
+        return output
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the averages since the last log. A collective call, as Trainer's loop makes it."""
+        if self.model.training:
+            logs.update(self._sums["train"].drain(self.accelerator))
+            new = torch.tensor(self._new_tokens, device=self.accelerator.device)
+            self._total_train_tokens += int(self.accelerator.reduce(new, reduction="sum"))
+            self._new_tokens = 0
+            logs["num_tokens"] = self._total_train_tokens
+            if self.mask_grad_norm is not None:
+                logs["mask/grad_norm"] = self.mask_grad_norm
+        super().log(logs, start_time)
+
+    def _fit_start(self) -> None:
+        """mask_init='mapo': fit the head on the first training pairs, the same ones on every process."""
+        training = self.settings.mask_training
+        if self._start_is_fitted or training is None or training.init != "mapo":
+            return
+        assert isinstance(self.masker, LearnedMask)
+        rows = list(self.train_dataset.take(training.init_pairs))
+        size = self.args.per_device_train_batch_size
+        batches = (
+            self._prepare_inputs(self.data_collator(rows[first : first + size])) for first in range(0, len(rows), size)
+        )
+        self.start_fit = fit_from_mapo(self.masker, batches, self._view, partial(self._reference_context))
+        self._start_is_fitted = True
+
+    # ---- model card ----
+
+    def create_model_card(
+        self, model_name: str | None = None, dataset_name: str | None = None, tags: Any = None
+    ) -> None:
+        """TRL's card with a section on objective and masks."""
+        own = card_tags(self.objective, self.masker)
+        given = [tags] if isinstance(tags, str) else list(tags or [])
+        super().create_model_card(model_name, dataset_name, [*given, *(tag for tag in own if tag not in given)])
+        if self.is_world_process_zero():
+            append_to_card(self.args.output_dir, describe_run(self.objective, self.masker, versions()))
+
+
+def _default_config(model: Any) -> SparsePOConfig:
+    name = model if isinstance(model, str) else getattr(model.config, "_name_or_path", "") or "model"
+    return SparsePOConfig(f"{name.rstrip('/').split('/')[-1]}-SparsePO")
+
+
+def _has_no_source(model: Any) -> bool:
+    """Whether the model is an instance that was not loaded from a path or hub id."""
+    if isinstance(model, str) or hasattr(model, "peft_config"):
+        return False
+    return not getattr(model.config, "_name_or_path", "")

@@ -1,0 +1,210 @@
+"""The one file that touches TRL's private names, and the transformers names that only it should know.
+
+Everything else in the package calls what stands here. The TRL version is pinned in pyproject.toml; on another one the
+import below fails with one message instead of a traceback from the middle of a run.
+"""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+from unittest.mock import patch
+
+from torch import Tensor, nn
+
+try:
+    import trl.trainer.dpo_trainer as _dpo_module
+    from trl import DPOConfig, DPOTrainer
+    from trl.data_utils import is_conversational
+    from trl.trainer.callbacks import SyncRefModelCallback
+    from trl.trainer.dpo_trainer import DataCollatorForPreference
+    from trl.trainer.utils import use_adapter
+except ImportError as error:  # pragma: no cover - depends on the installed version
+    import importlib.metadata
+
+    try:
+        found = importlib.metadata.version("trl")
+    except importlib.metadata.PackageNotFoundError:
+        found = "none"
+    raise ImportError(
+        f"sparsepo needs TRL 1.16.0 and found {found}. Install it with `pip install trl==1.16.0`. ({error})"
+    ) from error
+
+from sparsepo.scoring.head import LMHead
+
+__all__ = [
+    "DPOConfig",
+    "DPOTrainer",
+    "DataCollatorForPreference",
+    "SyncRefModelCallback",
+    "bf16_is_supported",
+    "construction",
+    "is_conversational",
+    "lm_head_of",
+    "load_balancing_loss",
+    "reference_adapter",
+    "router_settings",
+    "unpickled_hub_push",
+]
+
+
+def bf16_is_supported(use_cpu: bool = False) -> bool:
+    """Whether the device that the run will use has bfloat16 arithmetic worth using (CPUs: no)."""
+    from transformers.utils import is_torch_bf16_gpu_available
+
+    return not use_cpu and bool(is_torch_bf16_gpu_available())
+
+
+@contextmanager
+def construction(load_reference: bool, model_is_path: bool, collator: type) -> Iterator[None]:
+    """Around ``DPOTrainer.__init__``: no fused head is patched into the models, no unneeded reference is loaded, and the
+    default collator is ours.
+
+    TRL's fused head closes over the model's bound forward, so that a deep copy of the model answers with the original's
+    weights; we call backbone and head ourselves and leave ``forward`` alone.
+    """
+    load = _dpo_module.create_model_from_path
+    calls = 0
+
+    def load_policy_only(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        is_reference = calls > (1 if model_is_path else 0)
+        return None if is_reference and not load_reference else load(*args, **kwargs)
+
+    with (
+        patch.object(_dpo_module, "add_fused_lm_head", lambda *args, **kwargs: None),
+        patch.object(_dpo_module, "create_model_from_path", load_policy_only),
+        patch.object(_dpo_module, "DataCollatorForPreference", collator),
+    ):
+        yield
+
+
+@contextmanager
+def reference_adapter(model: nn.Module) -> Iterator[None]:
+    """A PEFT policy seen as its reference: adapters disabled, or TRL's frozen copy named ``ref`` active."""
+    with use_adapter(model, adapter_name="ref" if "ref" in model.peft_config else None):
+        yield
+
+
+def lm_head_of(model: nn.Module) -> LMHead:
+    """The head of a causal LM with the scale and cap of its logits, read as TRL's fused head reads them."""
+    config = model.config.get_text_config()
+    head = model.get_output_embeddings()
+    weight, bias = head.weight, getattr(head, "bias", None)
+    if hasattr(weight, "full_tensor"):  # FSDP2 shards parameters as DTensors
+        weight, bias = weight.full_tensor(), None if bias is None else bias.full_tensor()
+    return LMHead(weight, bias, logit_scale(config), getattr(config, "final_logit_softcapping", None))
+
+
+def logit_scale(config: Any) -> float:
+    """The factor on the logits, under the names that architectures give it."""
+    for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
+        value = getattr(config, name, None)
+        if value is not None:
+            return float(value)
+    scaling = getattr(config, "logits_scaling", None)
+    if scaling is None:
+        return 1.0
+    return float(scaling) if config.model_type == "hyperclovax" else 1.0 / float(scaling)
+
+
+def router_settings(model: nn.Module) -> bool:
+    """Whether the model can return router logits (mixture of experts)."""
+    return hasattr(model.config.get_text_config(), "output_router_logits")
+
+
+def load_balancing_loss(model: nn.Module, router_logits: Any, attention_mask: Tensor) -> Tensor:
+    """The auxiliary loss of a mixture of experts, as TRL's fused head computes it."""
+    from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
+
+    config = model.config.get_text_config()
+    return load_balancing_loss_func(router_logits, config.num_experts, config.num_experts_per_tok, attention_mask)
+
+
+@contextmanager
+def unpickled_hub_push() -> Iterator[None]:
+    """Around Trainer's push from a checkpoint: the pickled arguments get a name that the upload leaves out."""
+    import transformers.trainer as trainer_module
+
+    with patch.object(trainer_module, "TRAINING_ARGS_NAME", "_training_args.bin"):
+        yield
+
+
+class _PolicyWithoutMask:
+    """A model as its parameters outside the mask head: TRL's synchronisation pairs them with the reference's."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        return (p for name, p in self.model.named_parameters() if "sparsepo_mask." not in name)
+
+
+class MaskAwareReferenceSync(SyncRefModelCallback):  # type: ignore[misc]
+    """TR-DPO's moving reference for a policy that carries a mask head."""
+
+    @staticmethod
+    def sync_target_model(model: nn.Module, target_model: nn.Module, alpha: float) -> None:
+        SyncRefModelCallback.sync_target_model(_PolicyWithoutMask(model), target_model, alpha)
+
+
+def replace_reference_sync(trainer: Any) -> None:
+    """Swap TRL's callback of ``sync_ref_model`` for one that leaves the mask head out."""
+    trainer.remove_callback(SyncRefModelCallback)
+    trainer.add_callback(MaskAwareReferenceSync(ref_model=trainer.ref_model, accelerator=trainer.accelerator))
+
+
+def autocast_of(accelerator: Any) -> Any:
+    """The run's mixed-precision context."""
+    return accelerator.autocast() if accelerator is not None else nullcontext()
+
+
+StepFunction = Callable[[nn.Module], Any]
+_FORWARD_MARK = "_sparsepo_step_forward"
+
+
+def install_step_forward(model: nn.Module) -> None:
+    """Let ``model(sparsepo_step=f)`` run ``f(model)`` inside the module's forward.
+
+    Wrappers (DDP, FSDP, DeepSpeed, PEFT) do their work around ``forward``: hooks, gradient reduction, gathering of
+    parameters. Everything else goes to the class's own forward. Idempotent; undone by :func:`remove_step_forward`.
+    """
+    if model.__dict__.get(_FORWARD_MARK):
+        return
+    hooked = model.__dict__.get("forward")  # accelerate's hooks of a model split over devices
+
+    def forward(self: nn.Module, *args: Any, sparsepo_step: StepFunction | None = None, **kwargs: Any) -> Any:
+        if sparsepo_step is not None:
+            return sparsepo_step(self)
+        return hooked(*args, **kwargs) if hooked is not None else type(self).forward(self, *args, **kwargs)
+
+    # generate() validates its arguments against this signature. No functools.wraps: accelerate unwraps __wrapped__.
+    forward.__signature__ = inspect.signature(type(model).forward)  # type: ignore[attr-defined]
+    model.forward = types.MethodType(forward, model)
+    model.__dict__[_FORWARD_MARK] = True
+    model.__dict__["_sparsepo_hooked_forward"] = hooked
+
+
+def remove_step_forward(model: nn.Module) -> None:
+    """Give the model its own forward back (and drop accelerate's mixed-precision wrapper around ours)."""
+    if not model.__dict__.pop(_FORWARD_MARK, None):
+        return
+    model.__dict__.pop("forward", None)
+    model.__dict__.pop("_original_forward", None)
+    hooked = model.__dict__.pop("_sparsepo_hooked_forward", None)
+    if hooked is not None:
+        model.forward = hooked
+
+
+def versions() -> dict[str, str]:
+    """Versions of the libraries a run depends on."""
+    import importlib.metadata
+
+    names = ("sparsepo", "trl", "transformers", "torch", "datasets", "peft", "accelerate")
+    return {name: importlib.metadata.version(name) for name in names}
+
+
