@@ -1,0 +1,1 @@
+"""Preference data: loading, splitting transcripts, making pairs, checking."""
