@@ -169,7 +169,7 @@ def forward_arguments(model: nn.Module, batch: dict[str, Any]) -> dict[str, Any]
     return arguments
 
 
-def accepts_position_ids(model: nn.Module) -> bool:
+def accepts_position_ids(model: Any) -> bool:
     """Whether the model class's forward has a ``position_ids`` argument (state-space models have none)."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     return "position_ids" in inspect.signature(type(base).forward).parameters
@@ -204,7 +204,7 @@ def dense_pair_scores(
     was_training = reference.training
     reference.eval()
     try:
-        with torch.no_grad(), (mask.tap(reference) if mask is not None else nullcontext()) as activations:
+        with torch.no_grad(), mask.tap(reference) if mask is not None else nullcontext() as activations:
             wants_states = mask is not None and mask.needs_hidden_states
             outputs = reference(**forward_arguments(reference, batch), output_hidden_states=wants_states)
     finally:

@@ -44,7 +44,9 @@ def detach_mask(model: nn.Module) -> None:
         base._keys_to_ignore_on_save = set(base._keys_to_ignore_on_save or ()) - keys
 
 
-def write_settings(folder: str | os.PathLike[str], objective: Objective, masker: Masker | None, extra: dict[str, Any]) -> None:
+def write_settings(
+    folder: str | os.PathLike[str], objective: Objective, masker: Masker | None, extra: dict[str, Any]
+) -> None:
     """Write ``sparsepo.json``: objective, mask kind and settings, base model, versions."""
     content = {
         "format": 1,

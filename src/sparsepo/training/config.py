@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from .validation import check_choice, check_fraction, check_number, check_string_list
 from .trl_bridge import DPOConfig, bf16_is_supported
+from .validation import check_choice, check_fraction, check_number, check_string_list
 
 OBJECTIVE_NAMES = ("sparsepo", "mapo", "tdpo1", "tdpo2", "dpo", "simpo", "dpop")
 MASK_KINDS = ("learned", "activation", "dense", "random", "data")
 ACTIVATION_GROUPS = ("mlp", "attn", "resid", "logits")
 
 
-def _setting(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:  # noqa: A002
+def _setting(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
     metadata: dict[str, Any] = {"help": help}
     if choices is not None:
         metadata["choices"] = list(choices)

@@ -66,9 +66,7 @@ def after_tokenisation(
                     f"mask='data' reads the columns chosen_weights and rejected_weights; the {name} dataset has no "
                     f"{column!r}. Each holds a number per response token or spans [start, end, weight]."
                 )
-        dataset = mapped(
-            dataset, align_row, f"Aligning weights of {name} dataset", fn_kwargs={"tokenizer": tokenizer}
-        )
+        dataset = mapped(dataset, align_row, f"Aligning weights of {name} dataset", fn_kwargs={"tokenizer": tokenizer})
     if max_prompt_length is not None:
         dataset = mapped(
             dataset,

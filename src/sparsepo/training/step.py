@@ -60,7 +60,7 @@ def reference_view(model: nn.Module, batch: dict[str, Any], masker: Masker | Non
     wants_states = masker is not None and masker.needs_hidden_states
 
     def run(inner: nn.Module) -> dict[str, Tensor]:
-        with (masker.tap(inner) if masker is not None else nullcontext()) as activations:
+        with masker.tap(inner) if masker is not None else nullcontext() as activations:
             arguments = forward_arguments(inner.base_model, batch)
             outputs = inner.base_model(**arguments, output_hidden_states=wants_states)
         view.last_hidden, view.head = outputs.last_hidden_state, lm_head_of(inner)

@@ -206,5 +206,3 @@ def versions() -> dict[str, str]:
 
     names = ("sparsepo", "trl", "transformers", "torch", "datasets", "peft", "accelerate")
     return {name: importlib.metadata.version(name) for name in names}
-
-
