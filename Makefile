@@ -1,0 +1,40 @@
+# Every target sets the virtual environment up first and never twice.
+# make demo PYTHON=/path/to/python3.12   chooses the interpreter; VENV=... another place for the environment.
+
+VENV ?= .venv
+JOBS ?= 2
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+# The first interpreter at hand that TRL 1.16 and transformers 5.23 run on (3.11 or newer)
+SUITABLE := 'import sys; sys.exit(sys.version_info < (3, 11))'
+PYTHON ?= $(firstword $(foreach name,python3 python3.13 python3.12 python3.11,$(shell $(name) -c $(SUITABLE) 2>/dev/null && echo $(name))))
+
+.PHONY: setup demo test test-long lint
+.DEFAULT_GOAL := setup
+
+setup: $(STAMP)
+
+# torch alone and first: a CPU build that pip finds locally then wins over the default build
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "sparsepo needs Python 3.11 or newer (TRL 1.16 does); none was found. Give one: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12" >&2; exit 1; }
+	@$(PYTHON) -c $(SUITABLE) || { echo "$(PYTHON) is older than Python 3.11, which TRL 1.16 and transformers 5.23 need. Give another: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)" -c constraints.txt
+	$(BIN)/python -m pip install --quiet -e '.[dev]' -c constraints.txt
+	touch $(STAMP)
+
+demo: setup
+	$(BIN)/sparsepo demo
+
+# One thread a process: the tests are small, and two processes share the cores
+test: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not long" -n $(JOBS)
+
+test-long: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
