@@ -6,9 +6,11 @@ m_u (how much the log-ratio counts) and the divergence mask m_d (how much the KL
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -91,7 +93,7 @@ class Masker(nn.Module):
     needs_hidden_states: ClassVar[bool] = False
     needs_weights: ClassVar[bool] = False
     # Whether a mask at zero has zero gradient too, so that a scorer may leave the token out of the computation.
-    flat_at_zero: ClassVar[bool] = True
+    flat_at_zero: bool = True
 
     def __init__(self, mask_on: str = "both", position: str = "predicting") -> None:
         super().__init__()
@@ -129,6 +131,12 @@ class Masker(nn.Module):
     def settings(self) -> dict[str, Any]:
         """Constructor arguments that rebuild this masker, JSON types only."""
         return {"mask_on": self.mask_on, "position": self.position}
+
+    def save(self, folder: str | os.PathLike[str], base_model: str | None = None) -> Path:
+        """Write ``folder/mask/``; see :func:`sparsepo.masks.save_mask`."""
+        from .saving import save_mask
+
+        return save_mask(self, folder, base_model=base_model)
 
     @property
     def is_trainable(self) -> bool:
