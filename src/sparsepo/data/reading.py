@@ -1,0 +1,150 @@
+"""Rows of local files, one at a time, with errors that name the file and the line."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from .errors import DataError
+
+JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
+TABLE_SUFFIXES = (".csv", ".tsv")
+SUFFIXES = (*JSON_SUFFIXES, *TABLE_SUFFIXES, ".parquet")
+READABLE = "JSON, JSONL, CSV, TSV (each also .gz) or Parquet"
+
+Row = dict[str, Any]
+
+
+def data_suffix(path: Path) -> str | None:
+    """The suffix that tells how to read a file (without .gz), or None for a file of no known kind."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    is_packed = bool(suffixes) and suffixes[-1] == ".gz"
+    if is_packed:
+        suffixes.pop()
+    suffix = suffixes[-1] if suffixes else None
+    return suffix if suffix in SUFFIXES and not (is_packed and suffix == ".parquet") else None
+
+
+def read_rows(path: Path) -> Iterator[tuple[int, Row]]:
+    """Rows of one file, each with where it stands: line number (JSONL, CSV) or number of the entry, from 1.
+
+    Raises:
+        DataError: the file or a row of it cannot be read.
+    """
+    suffix = data_suffix(path)
+    if suffix is None:
+        raise DataError(f"{path}: the name ends in no known way; give {READABLE}.")
+    if suffix == ".parquet":
+        yield from _parquet_rows(path)
+        return
+    opened = gzip.open if path.suffix.lower() == ".gz" else open
+    try:
+        with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
+            if suffix in TABLE_SUFFIXES:
+                yield from _table_rows(path, file, "\t" if suffix == ".tsv" else ",")
+            elif suffix == ".json":
+                yield from _json_rows(path, file)
+            else:
+                yield from _json_lines(path, file)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); convert it first.") from error
+    except (EOFError, gzip.BadGzipFile) as error:
+        raise DataError(f"{path}: the gzip file is damaged or cut off ({error}).") from error
+
+
+def _json_lines(path: Path, file: TextIO) -> Iterator[tuple[int, Row]]:
+    for number, line in enumerate(file, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"{path}, line {number}: not valid JSON ({error}): {_short(line)}") from error
+        yield number, _object(row, f"{path}, line {number}")
+
+
+def _json_rows(path: Path, file: TextIO) -> Iterator[tuple[int, Row]]:
+    """A JSON array of objects, an object with one such array, or JSON lines under the name .json."""
+    text = file.read()
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        if text.lstrip().startswith("{") and _is_object(text.lstrip().splitlines()[0]):
+            file.seek(0)
+            yield from _json_lines(path, file)
+            return
+        line = getattr(error, "lineno", "?")
+        raise DataError(f"{path}, line {line}: not valid JSON ({error}).") from error
+    if isinstance(content, dict):
+        arrays = [value for value in content.values() if isinstance(value, list) and value and _is_row(value[0])]
+        is_row = not arrays or {"chosen", "rejected"} <= set(content)
+        content = [content] if is_row else arrays[0]
+        if len(arrays) > 1 and not is_row:
+            raise DataError(f"{path}: holds several arrays of rows; give each its own file.")
+    if not isinstance(content, list):
+        raise DataError(f"{path}: must hold an array of objects, found {type(content).__name__}.")
+    for number, row in enumerate(content, start=1):
+        yield number, _object(row, f"{path}, entry {number}")
+
+
+def _table_rows(path: Path, file: TextIO, delimiter: str) -> Iterator[tuple[int, Row]]:
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # the module's own limit of 128 KiB is less than a dialogue
+    reader = csv.reader(file, delimiter=delimiter, strict=True)
+    header: list[str] | None = None
+    try:
+        for cells in reader:
+            if not cells:
+                continue
+            if header is None:
+                header = cells
+                continue
+            if len(cells) != len(header):
+                raise DataError(
+                    f"{path}, line {reader.line_num}: {len(cells)} fields, the header names {len(header)} "
+                    f"({', '.join(header)}); quote fields that hold a comma or a line break."
+                )
+            yield reader.line_num, dict(zip(header, cells, strict=True))
+    except csv.Error as error:
+        raise DataError(f"{path}, line {reader.line_num}: {error}.") from error
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[int, Row]]:
+    import pyarrow as pa  # type: ignore[import-untyped]
+    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+
+    try:
+        file = pq.ParquetFile(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{path}: not a readable Parquet file ({_short(str(error))}).") from error
+    number = 0
+    for batch in file.iter_batches(batch_size=1000):
+        for row in batch.to_pylist():
+            number += 1
+            yield number, row
+
+
+def _object(row: Any, where: str) -> Row:
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: a row must be an object with named fields, found {type(row).__name__}.")
+    return row
+
+
+def _is_row(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _is_object(line: str) -> bool:
+    try:
+        return _is_row(json.loads(line))
+    except ValueError:
+        return False
+
+
+def _short(text: str, length: int = 60) -> str:
+    text = " ".join(text.split())
+    return repr(text if len(text) <= length else text[:length] + "…")
