@@ -34,6 +34,8 @@ class ScorerInputs:
         policy_head: the policy's head.
         reference_hidden, reference_head: the reference's, or None where no reference is needed.
         masks: token masks, or None for ones.
+        pair_weight: weight of each pair in ``ScorerOutput.loss``, (P,); None means 1/P. Known before the scores are, so that
+            a scorer may form gradients while it computes.
         statistics: also return entropy, mean logits and top-1 hits of the policy.
     """
 
@@ -44,7 +46,15 @@ class ScorerInputs:
     reference_hidden: Tensor | None = None
     reference_head: LMHead | None = None
     masks: TokenMasks | None = None
+    pair_weight: Tensor | None = None
     statistics: bool = False
+
+    def weights(self) -> Tensor:
+        """Weight of each pair, float32, (P,)."""
+        pairs = len(self.targets) // 2
+        if self.pair_weight is not None:
+            return self.pair_weight.to(self.targets.device, torch.float32)
+        return torch.full((pairs,), 1 / max(pairs, 1), device=self.targets.device)
 
 
 @dataclass
@@ -52,11 +62,13 @@ class ScorerOutput:
     """What a scorer returns.
 
     Args:
-        pair_loss: the objective's result; ``pair_loss.loss`` (P,) is differentiable.
+        loss: Σ_p weight_p · loss_p, a scalar: the one differentiable value that every scorer gives.
+        pair_loss: the objective's result, un-reduced.
         scores: the scores the objective saw; values a scorer did not compute are None.
         statistics: (R, T) arrays, zero outside responses; empty unless asked for.
     """
 
+    loss: Tensor
     pair_loss: PairLoss
     scores: PairScores
     statistics: dict[str, Tensor] = field(default_factory=dict)
@@ -96,7 +108,9 @@ class DenseScorer:
         self, inputs: ScorerInputs, objective: Callable[[PairScores], PairLoss], need_kl: bool
     ) -> ScorerOutput:
         scores, statistics = self.scores(inputs, need_kl)
-        return ScorerOutput(objective(scores), scores, statistics)
+        pair_loss = objective(scores)
+        loss = (pair_loss.loss * inputs.weights()).sum()
+        return ScorerOutput(loss, pair_loss, scores, statistics)
 
     def scores(self, inputs: ScorerInputs, need_kl: bool) -> tuple[PairScores, dict[str, Tensor]]:
         """Per-token scores of every response token; (R, T) arrays hold zeros elsewhere."""

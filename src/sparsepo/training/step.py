@@ -99,6 +99,7 @@ def policy_step(
     scorer: Scorer,
     noise: NoiseKey | None,
     *,
+    pair_weight: Tensor | None,
     need_kl: bool,
     statistics: bool,
     router: bool,
@@ -114,6 +115,7 @@ def policy_step(
         objective: the loss.
         scorer: hidden states and heads → scores and losses.
         noise: identity of the tokens for counter-based noise.
+        pair_weight: weight of each pair in the loss, (P,); None means 1/P.
         need_kl: compute the KL even if the objective does not read it.
         statistics: also collect entropy, mean logits and top-1 hits.
         router: ask a mixture of experts for its auxiliary loss.
@@ -134,19 +136,20 @@ def policy_step(
             reference_hidden=None if view.last_hidden is None else view.last_hidden[:, :-1],
             reference_head=view.head,
             masks=masks,
+            pair_weight=pair_weight,
             statistics=statistics,
         )
         scored = scorer(inputs, objective, need_kl)
         aux_loss = load_balancing_loss(inner, outputs.router_logits, batch["attention_mask"]) if router else None
         result["step"] = StepOutput(scored, aux_loss)
         # returned too: wrappers look for gradients in what forward returns
-        return {"loss": scored.pair_loss.loss, "aux_loss": aux_loss}
+        return {"loss": scored.loss, "aux_loss": aux_loss}
 
     install_step_forward(base_model_of(_unwrapped(model)))
     with autocast:
         returned = model(sparsepo_step=run)
     step = result["step"]
-    step.scored.pair_loss.loss, step.aux_loss = returned["loss"], returned["aux_loss"]
+    step.scored.loss, step.aux_loss = returned["loss"], returned["aux_loss"]
     return step
 
 

@@ -216,7 +216,9 @@ class SparsePOTrainer(MaskCheckpoints, MaskOptimisation, DPOTrainer):  # type: i
     def _noise(self, batch: dict[str, Any]) -> NoiseKey:
         return noise_key(batch, self.args.seed, self.state.global_step)
 
-    def _step(self, model: nn.Module, batch: dict[str, Any], need_kl: bool) -> StepOutput:
+    def _step(
+        self, model: nn.Module, batch: dict[str, Any], need_kl: bool, pair_weight: Tensor | None = None
+    ) -> StepOutput:
         view = ReferenceView()
         if self.needs_reference:
             with self._reference_context():
@@ -229,6 +231,7 @@ class SparsePOTrainer(MaskCheckpoints, MaskOptimisation, DPOTrainer):  # type: i
             self.objective,
             self.scorer,
             self._noise(batch),
+            pair_weight=pair_weight,
             need_kl=need_kl and self.needs_reference,
             statistics=True,
             router=self.aux_loss_enabled,
@@ -240,15 +243,15 @@ class SparsePOTrainer(MaskCheckpoints, MaskOptimisation, DPOTrainer):  # type: i
     ) -> Any:
         """Mean loss over the pairs of the whole optimiser step (all micro-batches, all processes)."""
         mode = "train" if self.model.training else "eval"
-        # in evaluation the KL is always shown, so that objectives without it can be compared
-        step = self._step(model, inputs, need_kl=self.objective.needs_kl or mode == "eval")
-        pair_loss = step.scored.pair_loss.loss  # (P,)
-        weight = self._pair_weight(inputs, pair_loss)
+        weight = self._pair_weight(inputs)
         share = 1 / weight.sum().clamp(min=1)
         if num_items_in_batch is not None:
             # DDP averages gradients over processes: undo it, the division is by the global count
             share = self.accelerator.num_processes / num_items_in_batch
-        loss = (pair_loss * weight).sum() * share
+        # in evaluation the KL is always shown, so that objectives without it can be compared
+        need_kl = self.objective.needs_kl or mode == "eval"
+        step = self._step(model, inputs, need_kl, weight * share)
+        loss = step.scored.loss
         if step.aux_loss is not None:
             loss = loss + self.router_aux_loss_coef * step.aux_loss * weight.sum() * share
         self._collect(mode, inputs, step, weight)
@@ -258,11 +261,11 @@ class SparsePOTrainer(MaskCheckpoints, MaskOptimisation, DPOTrainer):  # type: i
             arguments = {key: value for key, value in inputs.items() if key not in _OURS}
             return loss, model(**arguments, use_cache=False)
 
-    def _pair_weight(self, inputs: dict[str, Any], like: Tensor) -> Tensor:
+    def _pair_weight(self, inputs: dict[str, Any]) -> Tensor:
         weight = inputs.get(_PAIR_WEIGHT)
         if weight is None:
-            weight = self._real_rows(len(like))
-        return weight.to(like.device, torch.float32)
+            weight = self._real_rows(len(inputs["input_ids"]) // 2)
+        return weight.to(inputs["input_ids"].device, torch.float32)
 
     def _real_rows(self, pairs: int) -> Tensor:
         """1 for rows of the dataset, 0 for those that accelerate repeats to fill the last batch, (pairs,)."""
