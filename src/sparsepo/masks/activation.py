@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .base import Masker, MaskInputs
+from .taps import group_sites, record_sites, require_groups
 
 GROUPS = ("mlp", "attn", "resid", "logits")
 # A site whose values differ by less than this share of their size is constant: what differs is rounding.
@@ -66,6 +68,24 @@ class ActivationMask(Masker):
         constant = ~(spread > _CONSTANT * torch.maximum(low.abs(), high.abs()))
         rescaled = torch.where(constant, torch.ones_like(values), (values - low) / spread)
         return torch.where(response_mask, rescaled, torch.zeros_like(rescaled))
+
+    @contextmanager
+    def tap(self, model: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
+        """Hooks on the reference for the length of its forward; see :mod:`sparsepo.masks.taps` for the sites.
+
+        Yields:
+            group → feature means of its sites, (B, T + 1) each, there once the forward has ended.
+
+        Raises:
+            ValueError: naming the groups that this architecture has no activations of.
+        """
+        activations: dict[str, list[Tensor]] = {}
+        with record_sites(model, self.groups, lambda sites: activations.update(group_sites(sites, self.groups))):
+            yield activations
+
+    def check_fits(self, model: nn.Module) -> None:
+        """Raise ``ValueError`` naming the groups that the model has no activations of."""
+        require_groups(model, self.groups)
 
     def settings(self) -> dict[str, Any]:
         """Constructor arguments that rebuild this mask."""
