@@ -77,7 +77,7 @@ def test_needs_follow_the_settings():
         ({"mask_activation_groups": []}, "must be a list of"),
         ({"max_prompt_length": 1.5}, "max_prompt_length=1.5 must be a whole number"),
         ({"max_prompt_length": 512, "max_length": 512}, "leaves no room for a response"),
-        ({"scorer": "quick"}, "scorer='quick' is not one of auto, dense"),
+        ({"scorer": "quick"}, "scorer='quick' is not one of auto, fused, dense"),
         ({"preset": "paper"}, "preset='paper' is not one of published"),
     ],
 )

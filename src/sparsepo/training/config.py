@@ -100,7 +100,13 @@ class SparsePOConfig(DPOConfig):
 
     # Scoring and data
     scorer: str = _setting(
-        "auto", "How per-token scores are computed: 'auto' (the fastest there is) or 'dense'.", ("auto", "dense")
+        "auto",
+        "How per-token scores are computed: 'fused' (one pass, bounded memory), 'dense' (rows of logits by autograd, the "
+        "readable truth) or 'auto' (fused).",
+        ("auto", "fused", "dense"),
+    )
+    scorer_memory_mib: float = _setting(
+        512.0, "fused: memory for rows of logits, MiB; a pair that does not fit is scored in two passes."
     )
     max_prompt_length: int | None = _setting(
         None, "Keep only the last N tokens of a prompt. Unset: prompts are kept whole."
@@ -123,7 +129,8 @@ class SparsePOConfig(DPOConfig):
         check_choice("mask_init", self.mask_init, ("ones", "published", "mapo"))
         check_choice("mask_layers", self.mask_layers, ("all", "last"))
         check_choice("mask_map", self.mask_map, ("linear", "two_layer"))
-        check_choice("scorer", self.scorer, ("auto", "dense"), optional=False)
+        check_choice("scorer", self.scorer, ("auto", "fused", "dense"), optional=False)
+        check_number("scorer_memory_mib", self.scorer_memory_mib, above=0, optional=False)
         check_string_list("mask_activation_groups", self.mask_activation_groups, ACTIVATION_GROUPS)
         for name in ("beta", "mask_learning_rate", "mask_max_grad_norm"):
             check_number(name, getattr(self, name), above=0)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from sparsepo.masks import LearnedMask, Masker
 from sparsepo.masks.base import NoiseKey
 from sparsepo.objectives import PairScores
-from sparsepo.scoring import DenseScorer, Scorer
+from sparsepo.scoring import DenseScorer, FusedScorer, Scorer
 from sparsepo.scoring.dense import noise_key
 
 from .card import DISPLAY_NAMES, append_to_card, card_tags, describe_run, paper_of
@@ -100,7 +100,7 @@ class SparsePOTrainer(MaskCheckpoints, MaskOptimisation, DPOTrainer):  # type: i
             raise TypeError(f"args must be a SparsePOConfig, got {type(args).__name__}; it takes DPOConfig's settings.")
         self.settings: ResolvedSettings = resolve_settings(args, given_mask=mask is not None)
         self.objective = self.settings.objective
-        self.scorer: Scorer = DenseScorer()
+        self.scorer: Scorer = DenseScorer() if args.scorer == "dense" else FusedScorer(args.scorer_memory_mib)
         self.masker: Masker | None = mask
         self._sums = {"train": MetricSums(), "eval": MetricSums()}
         self._new_tokens = 0
