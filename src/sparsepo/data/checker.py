@@ -116,7 +116,9 @@ class Checker:
                 yield Problem("lost", side, detail)
         cut = [ids[:room] if keeps_start or room is None else ids[-room:] for ids in (tokens.chosen, tokens.rejected)]
         if cut[0] == cut[1]:
-            yield Problem("identical_cut", "chosen, rejected", f"they differ only beyond {len(cut[0])} tokens")
+            is_cut = kept != lengths
+            detail = f"they differ only beyond the {len(cut[0])} tokens that stay" if is_cut else "the same tokens"
+            yield Problem("identical_cut", "chosen, rejected", detail)
 
 
 def _weight_counts(row: Row, tokens: TokenizedRow, tokenizer: Any) -> Iterator[Problem]:

@@ -103,7 +103,7 @@ def _split_all(dataset: Dataset, conversational: bool) -> Dataset:
     from datasets import Dataset
 
     split = hh_row_to_conversation if conversational else split_hh_row
-    parts = [dict(split(row) or {}) for row in dataset]  # type: ignore[arg-type]
+    parts = [dict(split(row) or {}) for row in dataset]
     others = [name for name in dataset.column_names if name not in ("prompt", *SIDES)]
     columns = {name: [part[name] for part in parts] for name in ("prompt", *SIDES)}
     return Dataset.from_dict({**columns, **{name: dataset[name][:] for name in others}})

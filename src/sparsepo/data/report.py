@@ -34,7 +34,7 @@ RULES: dict[str, Rule] = {
     "prompt_cut": Rule("prompt cut to max_prompt_length", "keep"),
     "truncated": Rule("completion cut to max_length", "keep"),
     "lost": Rule("completion loses more than max_lost", "drop"),
-    "identical_cut": Rule("chosen and rejected identical once cut", "drop"),
+    "identical_cut": Rule("chosen and rejected identical once tokenised", "drop"),
     "eval_pair": Rule("pair is in the eval data too", "drop"),
     "eval_prompt": Rule("prompt is in the eval data too", "keep"),
 }
