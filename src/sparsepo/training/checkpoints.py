@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from sparsepo.masks import Masker, load_mask, save_mask
+from sparsepo.masks.saving import read_mask_info
 from sparsepo.objectives import Objective
 
 from .step import MASK_ATTRIBUTE, base_model_of
@@ -92,19 +93,21 @@ class MaskCheckpoints:
         return {"base_model": self.base_model_name()}
 
     def _load_mask_of(self, folder: str) -> None:
-        """Put the mask weights of a checkpoint into the attached head."""
-        if self.masker is None or not self.masker.is_trainable:
-            return
-        saved = load_mask(folder)
-        problem = _difference(self.masker, saved)
+        """Put the mask weights of a checkpoint into the attached head; refuse a checkpoint of another mask."""
+        if self.masker is None:
+            problem = _left_out(folder)
+        else:
+            saved = load_mask(folder)
+            problem = _difference(self.masker, saved)
         if problem:
             raise ValueError(
                 f"{folder}/{MASK_FOLDER} holds another mask than this run's: {problem}. Resume with the settings that the "
                 "checkpoint was made with."
             )
-        self.masker.load_state_dict(saved.state_dict())
-        # PEFT's load_adapter freezes every parameter outside the adapter
-        self.masker.requires_grad_(True)
+        if self.masker is not None and self.masker.is_trainable:
+            self.masker.load_state_dict(saved.state_dict())
+            # PEFT's load_adapter freezes every parameter outside the adapter
+            self.masker.requires_grad_(True)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
@@ -115,25 +118,42 @@ class MaskCheckpoints:
         self._load_mask_of(self.state.best_model_checkpoint)  # type: ignore[attr-defined]
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Trainer copies model files only: the mask that belongs to this policy goes along."""
+        """Trainer copies model files only: the mask that belongs to this policy goes along, or neither does."""
+        if not self._pushes_now():
+            return
         output_dir = Path(self.args.output_dir)
-        if self.args.should_save:
-            source = Path(checkpoint_folder) / MASK_FOLDER
-            if source.is_dir():
-                shutil.copytree(source, output_dir / MASK_FOLDER, dirs_exist_ok=True)
-            if Path(checkpoint_folder, SETTINGS_FILE).is_file():
-                shutil.copy(Path(checkpoint_folder, SETTINGS_FILE), output_dir / SETTINGS_FILE)
+        source = Path(checkpoint_folder) / MASK_FOLDER
+        if source.is_dir():
+            shutil.copytree(source, output_dir / MASK_FOLDER, dirs_exist_ok=True)
+        if Path(checkpoint_folder, SETTINGS_FILE).is_file():
+            shutil.copy(Path(checkpoint_folder, SETTINGS_FILE), output_dir / SETTINGS_FILE)
         with unpickled_hub_push():
             super()._push_from_checkpoint(checkpoint_folder)  # type: ignore[misc]
         (output_dir / "_training_args.bin").unlink(missing_ok=True)
+
+    def _pushes_now(self) -> bool:
+        """Trainer's own conditions: the main process, not only at the end, and no earlier push under way."""
+        if not self.is_world_process_zero() or self.args.hub_strategy == "end":  # type: ignore[attr-defined]
+            return False
+        running = self.push_in_progress  # type: ignore[attr-defined]
+        return self.args.hub_always_push or running is None or running.is_done()
+
+
+def _left_out(folder: str) -> str | None:
+    """What a run without masks would drop from a checkpoint."""
+    try:
+        return f"there is a {read_mask_info(folder)['kind']!r} mask there and none here"
+    except FileNotFoundError:
+        return None
 
 
 def _difference(ours: Masker, saved: Masker) -> str | None:
     if ours.kind != saved.kind:
         return f"kind is {saved.kind!r} there and {ours.kind!r} here"
+    # how a head started and drops out in training does not change what its weights mean
+    ignored = ("init", "seed", "dropout") if ours.kind == "learned" else ()
     mine, theirs = ours.settings(), saved.settings()
     for name in mine:
-        # how the head started and drops out in training does not change what its weights mean
-        if name not in ("init", "seed", "dropout") and mine[name] != theirs.get(name):
+        if name not in ignored and mine[name] != theirs.get(name):
             return f"{name} is {theirs.get(name)!r} there and {mine[name]!r} here"
     return None

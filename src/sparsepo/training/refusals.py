@@ -33,6 +33,15 @@ def refuse_settings(config: SparsePOConfig) -> None:
             "a step calls backbone and head apart; compile the backbone yourself: "
             "model.base_model.compile() before the trainer is made.",
         ),
+        "mask_max_grad_norm": (
+            config.mask_max_grad_norm is not None and not config.max_grad_norm,
+            f"with max_grad_norm={config.max_grad_norm!r} Trainer clips nothing; give max_grad_norm a large value.",
+        ),
+        "n_gpu": (
+            config.n_gpu > 1,
+            "one process with several GPUs would replicate the model for each batch (DataParallel); start one process a "
+            "GPU with `accelerate launch`, or show this one a single GPU.",
+        ),
     }
     for name, (is_set, reason) in refused.items():
         if is_set:

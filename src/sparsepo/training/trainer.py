@@ -103,7 +103,7 @@ class SparsePOTrainer(MaskCheckpoints, MaskOptimisation, DPOTrainer):  # type: i
         self.scorer: Scorer = DenseScorer() if args.scorer == "dense" else FusedScorer(args.scorer_memory_mib)
         self.masker: Masker | None = mask
         self._sums = {"train": MetricSums(), "eval": MetricSums()}
-        self._new_tokens = 0
+        self._new_tokens: Tensor | int = 0  # of this process since the last count
         self._start_is_fitted = False
         self._refuse(args, model, ref_model, processing_class, peft_config, train_dataset, eval_dataset)
         self._name = DISPLAY_NAMES[self.objective.name]
@@ -292,7 +292,7 @@ class SparsePOTrainer(MaskCheckpoints, MaskOptimisation, DPOTrainer):  # type: i
         if step.aux_loss is not None:
             sums.add("aux_loss", step.aux_loss * weight.sum(), weight.sum())
         if mode == "train":
-            self._new_tokens += int(inputs["attention_mask"].sum())
+            self._new_tokens = self._new_tokens + (inputs["attention_mask"].sum(-1) * weight.repeat(2)).sum().long()
         else:
             sums.add("loss", (step.scored.pair_loss.loss * weight).sum(), weight.sum())
 
@@ -353,13 +353,22 @@ class SparsePOTrainer(MaskCheckpoints, MaskOptimisation, DPOTrainer):  # type: i
         """Add the averages since the last log. A collective call, as Trainer's loop makes it."""
         if self.model.training:
             logs.update(self._sums["train"].drain(self.accelerator))
-            new = torch.tensor(self._new_tokens, device=self.accelerator.device)
-            self._total_train_tokens += int(self.accelerator.reduce(new, reduction="sum"))
-            self._new_tokens = 0
-            logs["num_tokens"] = self._total_train_tokens
+            logs["num_tokens"] = self._count_tokens()
             if self.mask_grad_norm is not None:
                 logs["mask/grad_norm"] = self.mask_grad_norm
         super().log(logs, start_time)
+
+    def _count_tokens(self) -> int:
+        """Tokens of all processes so far, kept where checkpoints keep them. A collective call."""
+        new = torch.as_tensor(self._new_tokens, device=self.accelerator.device)
+        self._new_tokens = 0
+        if self.args.include_num_input_tokens_seen == "no":  # otherwise Trainer counts itself
+            self.state.num_input_tokens_seen += int(self.accelerator.reduce(new, reduction="sum"))
+        return self.state.num_input_tokens_seen
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self._count_tokens()
+        super()._save_checkpoint(model, trial)
 
     def _fit_start(self) -> None:
         """mask_init='mapo': fit the head on the first training pairs, the same ones on every process."""
