@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from sparsepo.masks import ActivationMask, LearnedMask, Masker, build_mask
-from sparsepo.masks.initialise import fit_to_targets
+from sparsepo.masks.initialise import FitResult, fit_to_targets
+from sparsepo.masks.layout import find_layout
 
 from .settings import ResolvedSettings
 from .step import ReferenceView, base_model_of, compute_masks
@@ -31,29 +32,38 @@ def build_masker(settings: ResolvedSettings, reference: nn.Module, seed: int) ->
             arguments["init"] = "ones"  # the fit starts there, once the data are at hand
     if settings.mask_kind == "random":
         arguments["seed"] = seed
+    if settings.mask_kind == "activation" and "groups" not in arguments:
+        arguments["groups"] = activation_groups(reference)
     masker = build_mask(settings.mask_kind, **arguments)
     masker.check_fits(base_model_of(reference))
     return masker
 
 
+def activation_groups(reference: nn.Module) -> tuple[str, ...]:
+    """The groups of activations that an architecture has (Mamba: no attention, no MLP)."""
+    return find_layout(base_model_of(reference)).groups
+
+
 def fit_from_mapo(
     masker: LearnedMask,
+    reference: nn.Module,
     batches: Iterable[dict[str, Any]],
     view_of: Callable[[dict[str, Any], Masker], ReferenceView],
     reference_context: Callable[[], AbstractContextManager[Any]],
-) -> dict[str, float]:
+) -> dict[str, FitResult]:
     """Fit a learned head to the MaPO masks of some batches, so that training starts from them.
 
     Args:
         masker: the head, started from ones.
+        reference: the reference; all groups of activations that it has are read.
         batches: collated batches on the reference's device.
         view_of: runs the reference over a batch for a masker.
         reference_context: fresh context in which ``view_of`` may be called.
 
     Returns:
-        Quality of the fit: ``r2`` and ``correlation`` over response tokens, and ``tokens``.
+        Quality of the fit over response tokens, by head.
     """
-    teacher = ActivationMask(position=masker.position)
+    teacher = ActivationMask(activation_groups(reference), position=masker.position)
     states: list[list[Tensor]] = []
     targets: list[Tensor] = []
     with torch.no_grad():
@@ -66,11 +76,13 @@ def fit_from_mapo(
             columns = slice(None, -1) if masker.position == "predicting" else slice(1, None)
             states.append([state[:, columns][keep].float() for state in view.block_states])
     hidden = torch.stack([torch.cat(layer) for layer in zip(*states, strict=True)])  # (L, N, H)
-    result = fit_to_targets(masker, hidden, torch.cat(targets))
-    logger.info(
-        "mask_init='mapo': fitted on %d tokens, R² %.3f, correlation %.3f",
-        hidden.shape[1],
-        result["r2"],
-        result["correlation"],
-    )
-    return {**result, "tokens": float(hidden.shape[1])}
+    results = fit_to_targets(masker, hidden, torch.cat(targets))
+    for head, fit in results.items():
+        logger.info(
+            "mask_init='mapo': %s head fitted on %d tokens, R² %.3f, correlation %.3f",
+            head,
+            hidden.shape[1],
+            fit.r2,
+            fit.correlation,
+        )
+    return results

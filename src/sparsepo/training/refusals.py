@@ -138,3 +138,13 @@ def refuse_low_precision_masks(config: SparsePOConfig, masker: Masker | None) ->
     for name in ("bf16_full_eval", "fp16_full_eval"):
         if getattr(config, name):
             raise ValueError(f"{name}=True would cast the mask head to half precision for good; leave it False.")
+
+
+def refuse_reentrant_routing(config: SparsePOConfig, has_auxiliary_loss: bool) -> None:
+    """Refuse checkpointing that cuts the router's logits off the graph: the auxiliary loss would train nothing."""
+    is_reentrant = bool((config.gradient_checkpointing_kwargs or {}).get("use_reentrant"))
+    if has_auxiliary_loss and config.gradient_checkpointing and is_reentrant:
+        raise ValueError(
+            "gradient_checkpointing_kwargs={'use_reentrant': True} gives a mixture of experts' auxiliary loss no gradient: "
+            "router logits are taken from a pass without graph. Leave use_reentrant unset, or set router_aux_loss_coef=0.0."
+        )

@@ -6,7 +6,6 @@ import copy
 import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from sparsepo.scoring import DenseScorer, FusedScorer, Scorer
 from sparsepo.scoring.dense import noise_key
 
 from .card import DISPLAY_NAMES, append_to_card, card_tags, describe_run, paper_of
-from .checkpoints import MaskCheckpoints, attach_mask
+from .checkpoints import MaskCheckpoints, attach_mask, detach_mask
 from .collator import ROW_ID, WEIGHT_COLUMNS, PreferenceCollator
 from .config import SparsePOConfig
 from .dropout import disable_functional_dropout
@@ -33,6 +32,7 @@ from .refusals import (
     refuse_model,
     refuse_peft_config,
     refuse_processor,
+    refuse_reentrant_routing,
     refuse_reference,
     refuse_settings,
 )
@@ -106,6 +106,8 @@ class SparsePOTrainer(MaskCheckpoints, MaskOptimisation, DPOTrainer):  # type: i
         self._new_tokens: Tensor | int = 0  # of this process since the last count
         self._start_is_fitted = False
         self._refuse(args, model, ref_model, processing_class, peft_config, train_dataset, eval_dataset)
+        if isinstance(model, nn.Module):
+            detach_mask(model)  # that of an earlier run: it would be copied, optimised and saved along
         self._name = DISPLAY_NAMES[self.objective.name]
         self._paper = paper_of(self.objective.name)
         if ref_model is None and self.needs_reference and peft_config is None and _has_no_source(model):
@@ -167,6 +169,7 @@ class SparsePOTrainer(MaskCheckpoints, MaskOptimisation, DPOTrainer):  # type: i
         refuse_reference(self.model, self.ref_model)
         if args.disable_dropout:
             disable_functional_dropout(self.model)
+        refuse_reentrant_routing(args, self.aux_loss_enabled)
         if self.ref_model is not None:
             self.ref_model.eval()
             self.ref_model.requires_grad_(False)
@@ -307,8 +310,12 @@ class SparsePOTrainer(MaskCheckpoints, MaskOptimisation, DPOTrainer):  # type: i
             PairScores of (P, S − 1) arrays; column t belongs to the token at position t + 1.
         """
         batch = self._prepare_inputs(batch)
-        with evaluation_mode(self.model):
-            return self._step(self.model, batch, need_kl=True).scored.scores
+        try:
+            with evaluation_mode(self.model):
+                return self._step(self.model, batch, need_kl=True).scored.scores
+        finally:
+            if not self.is_in_train:
+                self._restore_forward()
 
     # ---- loops ----
 
@@ -381,7 +388,8 @@ class SparsePOTrainer(MaskCheckpoints, MaskOptimisation, DPOTrainer):  # type: i
         batches = (
             self._prepare_inputs(self.data_collator(rows[first : first + size])) for first in range(0, len(rows), size)
         )
-        self.start_fit = fit_from_mapo(self.masker, batches, self._view, partial(self._reference_context))
+        reference = self.ref_model if self.ref_model is not None else self.model
+        self.start_fit = fit_from_mapo(self.masker, reference, batches, self._view, self._reference_context)
         self._start_is_fitted = True
 
     # ---- model card ----
