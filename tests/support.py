@@ -11,7 +11,28 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 VOCABULARY = 99
-WORDS = ["good", "bad", "fine", "awful", "bright", "dull", "warm", "cold", "quick", "slow", "the", "a", "film", "story", "actor", "scene", "was", "is", "and", "with"]
+WORDS = [
+    "good",
+    "bad",
+    "fine",
+    "awful",
+    "bright",
+    "dull",
+    "warm",
+    "cold",
+    "quick",
+    "slow",
+    "the",
+    "a",
+    "film",
+    "story",
+    "actor",
+    "scene",
+    "was",
+    "is",
+    "and",
+    "with",
+]
 
 _COMMON: dict[str, Any] = {
     "vocab_size": VOCABULARY,

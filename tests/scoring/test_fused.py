@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from sparsepo.masks.base import TokenMasks
 from sparsepo.objectives import OBJECTIVES, get_objective
 from sparsepo.scoring import DenseScorer, FusedScorer, LMHead, ScorerInputs
+from sparsepo.scoring.dense import tokens_that_count
 
 VOCABULARY, WIDTH = 37, 8
 
@@ -179,3 +180,35 @@ def test_loss_scaling_does_not_underflow():
 def test_budget_must_be_positive():
     with pytest.raises(ValueError, match="budget_mib=0 must be above 0"):
         FusedScorer(0)
+
+
+@settings(max_examples=60)
+@given(st.integers(0, 10_000), LENGTHS, st.sampled_from(["sparsepo", "mapo"]), st.sampled_from(["none", "chosen"]))
+def test_leaving_masked_tokens_out_changes_nothing(seed, lengths, name, declared):
+    """Loss, rewards and every gradient; the masks' own where they are positive (a ReLU is flat at zero)."""
+    objective = get_objective(name, beta=0.5, sft_weight=0.2 if declared == "chosen" else 0.0, l1_reward=0.01)
+    assert objective.declared_tokens == declared
+    outcomes = []
+    for scorer, skip in ((DenseScorer(), False), (DenseScorer(), True), (FusedScorer(0.01), True)):
+        leaves, inputs = problem(seed, [*lengths[0], *lengths[1]])
+        if skip:
+            inputs.kept = tokens_that_count(inputs.masks, inputs.response_mask, declared, flat_at_zero=True)
+        output = scorer(inputs, objective, True)
+        output.loss.backward()
+        positive = {n: (leaf.grad * (leaf > 0) if n in ("reward", "kl") else leaf.grad) for n, leaf in leaves.items()}
+        outcomes.append((output, positive))
+    whole, whole_grads = outcomes[0]
+    for output, grads in outcomes[1:]:
+        assert torch.allclose(output.pair_loss.loss, whole.pair_loss.loss, rtol=1e-5)
+        assert torch.allclose(output.pair_loss.chosen_rewards, whole.pair_loss.chosen_rewards, atol=1e-5)
+        for leaf, gradient in whole_grads.items():
+            assert torch.allclose(grads[leaf], gradient, atol=2e-5 * gradient.abs().max().clamp(min=1).item()), leaf
+
+
+def test_what_must_not_be_left_out():
+    _, inputs = problem(1, [3, 2])
+    for declared, flat in (("all", True), ("none", False)):
+        assert tokens_that_count(inputs.masks, inputs.response_mask, declared, flat) is None
+    assert tokens_that_count(None, inputs.response_mask, "none", True) is None
+    assert get_objective("sparsepo", kl_anchor=0.1).declared_tokens == "all"
+    assert get_objective("dpo").declared_tokens == "all"

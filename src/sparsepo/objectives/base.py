@@ -77,7 +77,7 @@ class Objective:
     @property
     def declared_tokens(self) -> str:
         """Response tokens that count whatever the masks say: ``none``, ``chosen`` or ``all``."""
-        if not self.reads_masks:
+        if not self.reads_masks or self.kl_anchor > 0:
             return "all"
         return "chosen" if self.sft_weight > 0 else "none"
 

@@ -34,6 +34,8 @@ class ScorerInputs:
         policy_head: the policy's head.
         reference_hidden, reference_head: the reference's, or None where no reference is needed.
         masks: token masks, or None for ones.
+        kept: tokens to score, bool (R, T), a subset of the response tokens; None means all of them. The others must count
+            for nothing in the objective and have flat masks: they are left out of the computation, and their scores are 0.
         pair_weight: weight of each pair in ``ScorerOutput.loss``, (P,); None means 1/P. Known before the scores are, so that
             a scorer may form gradients while it computes.
         statistics: also return entropy, mean logits and top-1 hits of the policy.
@@ -46,8 +48,14 @@ class ScorerInputs:
     reference_hidden: Tensor | None = None
     reference_head: LMHead | None = None
     masks: TokenMasks | None = None
+    kept: Tensor | None = None
     pair_weight: Tensor | None = None
     statistics: bool = False
+
+    @property
+    def scored(self) -> Tensor:
+        """The tokens to score, bool, (R, T)."""
+        return self.response_mask if self.kept is None else self.kept
 
     def weights(self) -> Tensor:
         """Weight of each pair, float32, (P,)."""
@@ -114,7 +122,7 @@ class DenseScorer:
 
     def scores(self, inputs: ScorerInputs, need_kl: bool) -> tuple[PairScores, dict[str, Tensor]]:
         """Per-token scores of every response token; (R, T) arrays hold zeros elsewhere."""
-        keep = inputs.response_mask
+        keep = inputs.scored
 
         def scatter(values: Tensor) -> Tensor:
             # masked_scatter keeps the graph alive when no token is kept: an empty batch gives zero gradients, not None
@@ -130,8 +138,28 @@ class DenseScorer:
                 reference = inputs.reference_head.logits(inputs.reference_hidden[keep])
                 ref_logps = scatter(token_logps(reference, targets))
             kl = scatter(token_kl(reference, policy)) if need_kl else None
-        scores = split_pairs(logps, ref_logps, kl, inputs.masks, keep)
+        scores = split_pairs(logps, ref_logps, kl, inputs.masks, inputs.response_mask)
         return scores, {name: scatter(values) for name, values in statistics.items()}
+
+
+def tokens_that_count(
+    masks: TokenMasks | None, response_mask: Tensor, declared: str, flat_at_zero: bool
+) -> Tensor | None:
+    """The response tokens that add to a masked objective or to any gradient; None means all of them.
+
+    Args:
+        masks: token masks, or None for ones.
+        response_mask: bool, (R, T).
+        declared: tokens that count whatever their masks, from ``Objective.declared_tokens``: none, chosen or all.
+        flat_at_zero: whether a mask at zero has zero gradient too (ReLU): only then may its token be left out.
+    """
+    if masks is None or declared == "all" or not flat_at_zero:
+        return None
+    kept = (masks.reward != 0) | (masks.kl != 0)
+    if declared == "chosen":
+        pairs = len(kept) // 2
+        kept = torch.cat([torch.ones_like(kept[:pairs]), kept[pairs:]])
+    return kept & response_mask
 
 
 def row_identity(batch: dict[str, Any]) -> Tensor:

@@ -63,7 +63,7 @@ class FusedScorer:
     def __call__(
         self, inputs: ScorerInputs, objective: Callable[[PairScores], PairLoss], need_kl: bool
     ) -> ScorerOutput:
-        keep = inputs.response_mask
+        keep = inputs.scored
         plan = _Plan(inputs, objective, need_kl, self.budget, torch.is_grad_enabled())
         head, masks = inputs.policy_head, inputs.masks
         loss = _FusedLoss.apply(
@@ -77,7 +77,7 @@ class FusedScorer:
         assert plan.pair_loss is not None
         assert plan.logps is not None
         detached = None if masks is None else TokenMasks(masks.reward.detach(), masks.kl.detach())
-        scores = split_pairs(plan.logps, plan.ref_logps, plan.kl, detached, keep)
+        scores = split_pairs(plan.logps, plan.ref_logps, plan.kl, detached, inputs.response_mask)
         return ScorerOutput(loss, plan.pair_loss, scores, plan.statistics)
 
 
@@ -136,7 +136,7 @@ class _FusedLoss(torch.autograd.Function):
 
 def _prepare(hidden: Tensor, weight: Tensor, bias: Tensor | None, plan: _Plan, needs: Any) -> _Work:
     inputs = plan.inputs
-    keep = inputs.response_mask
+    keep = inputs.scored
     dtype = torch.promote_types(torch.promote_types(weight.dtype, hidden.dtype), torch.float32)
     reference = inputs.reference_hidden
 
@@ -171,7 +171,7 @@ def _run(
 ) -> Tensor:
     """Walk over groups of pairs; returns the weighted loss and fills ``work``, ``mask_grads`` and ``plan``."""
     inputs = plan.inputs
-    keep = inputs.response_mask
+    keep = inputs.scored
     pairs = len(keep) // 2
     counts = keep.sum(1)
     starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)]).tolist()
@@ -225,7 +225,7 @@ class _Results:
     """(R, T) arrays filled group by group, and the objective's answers."""
 
     def __init__(self, keep: Tensor, dtype: torch.dtype, has_reference: bool, plan: _Plan) -> None:
-        self.keep = keep
+        self.keep, self.response = keep, plan.inputs.response_mask
         names = [
             "logps",
             *(["ref_logps"] if has_reference else []),
@@ -263,7 +263,7 @@ class _Results:
                 tensor.requires_grad_(plan.with_gradient)
             ref_logps = self.arrays["ref_logps"][rows] if "ref_logps" in self.arrays else None
             both = TokenMasks(masks["reward"], masks["kl_mask"]) if masks else None
-            scores = split_pairs(leaves["logps"], ref_logps, leaves.get("kl"), both, self.keep[rows])
+            scores = split_pairs(leaves["logps"], ref_logps, leaves.get("kl"), both, self.response[rows])
             result = plan.objective(scores)
             total = (result.loss * plan.inputs.weights()[first:last]).sum()
         self.loss[first:last] = result.loss.detach().to(self.loss.dtype)

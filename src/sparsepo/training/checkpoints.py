@@ -23,7 +23,7 @@ MASK_FOLDER = "mask"
 _PICKLED_ARGUMENTS = "training_args.bin"
 
 
-def attach_mask(model: nn.Module, masker: Masker) -> None:
+def attach_mask(model: Any, masker: Masker) -> None:
     """Make a trained mask head a float32 submodule of the policy whose keys no save of the policy contains.
 
     As a submodule its gradients are reduced with the policy's and its weights follow the policy's device.
@@ -36,7 +36,7 @@ def attach_mask(model: nn.Module, masker: Masker) -> None:
     base._keys_to_ignore_on_save = set(base._keys_to_ignore_on_save or ()) | keys
 
 
-def detach_mask(model: nn.Module) -> None:
+def detach_mask(model: Any) -> None:
     """Undo :func:`attach_mask`: the model is a plain Hugging Face model again."""
     base = base_model_of(model)
     masker = base._modules.pop(MASK_ATTRIBUTE, None)

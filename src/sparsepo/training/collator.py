@@ -15,7 +15,7 @@ WEIGHT_COLUMNS = ("chosen_token_weights", "rejected_token_weights")
 
 
 @dataclass
-class PreferenceCollator(DataCollatorForPreference):  # type: ignore[misc]
+class PreferenceCollator(DataCollatorForPreference):
     """Adds to TRL's batch, where the rows have them:
 
     - ``row_id`` (P,): the row's number, int64;

@@ -108,11 +108,17 @@ class SparsePOConfig(DPOConfig):
     scorer_memory_mib: float = _setting(
         512.0, "fused: memory for rows of logits, MiB; a pair that does not fit is scored in two passes."
     )
+    skip_masked: bool = _setting(
+        True,
+        "Leave tokens that no mask keeps out of the computation on steps that are not logged: loss and gradients are the "
+        "same, logps/*, kl/*, entropy and logits/* then come from logged steps only.",
+    )
     max_prompt_length: int | None = _setting(
         None, "Keep only the last N tokens of a prompt. Unset: prompts are kept whole."
     )
 
     def __post_init__(self) -> None:
+        self.bf16: bool | None
         if self.bf16 is None:
             self.bf16 = not self.fp16 and bf16_is_supported(use_cpu=self.use_cpu)
         self._check_settings()

@@ -20,7 +20,7 @@ from .step import ReferenceView, base_model_of, compute_masks
 logger = logging.getLogger(__name__)
 
 
-def build_masker(settings: ResolvedSettings, reference: nn.Module, seed: int) -> Masker | None:
+def build_masker(settings: ResolvedSettings, reference: Any, seed: int) -> Masker | None:
     """The masker that the settings describe, sized for the reference; None where the objective reads no masks."""
     if settings.mask_kind is None:
         return None

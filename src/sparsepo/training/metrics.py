@@ -52,7 +52,9 @@ class MetricSums:
         return values
 
 
-def collect_metrics(sums: MetricSums, output: ScorerOutput, weight: Tensor, beta: float, has_masks: bool) -> None:
+def collect_metrics(
+    sums: MetricSums, output: ScorerOutput, weight: Tensor, beta: float, has_masks: bool, complete: bool = True
+) -> None:
     """Add a batch of P pairs.
 
     Args:
@@ -61,9 +63,10 @@ def collect_metrics(sums: MetricSums, output: ScorerOutput, weight: Tensor, beta
         weight: weight of each pair, (P,): 0 for rows that a sampler repeated to fill the last batch.
         beta: the objective's β.
         has_masks: whether the objective reads masks.
+        complete: whether every response token was scored; otherwise only what masked tokens cannot change is added.
     """
     _rewards(sums, output.pair_loss, weight)
-    _sequences(sums, output.scores, weight)
+    _sequences(sums, output.scores, weight, complete)
     _statistics(sums, output, weight)
     if has_masks:
         _masks(sums, output.scores, weight, beta)
@@ -81,15 +84,16 @@ def _rewards(sums: MetricSums, result: PairLoss, weight: Tensor) -> None:
         sums.add(name, (value * weight).sum(), count)
 
 
-def _sequences(sums: MetricSums, scores: PairScores, weight: Tensor) -> None:
+def _sequences(sums: MetricSums, scores: PairScores, weight: Tensor, complete: bool) -> None:
     for name, side in _sides(scores):
         pairs = weight.sum()
         tokens = (side.lengths() * weight).sum()
-        sums.add(f"logps/{name}", (side.total(side.policy_logps) * weight).sum(), pairs)
+        if complete:
+            sums.add(f"logps/{name}", (side.total(side.policy_logps) * weight).sum(), pairs)
         if side.kl is None:
             continue
         for prefix, mask in (("kl", None), ("kl_masked", side.kl_mask)):
-            if prefix == "kl_masked" and mask is None:
+            if mask is None if prefix == "kl_masked" else not complete:
                 continue
             total = (side.total(side.kl, mask) * weight).sum()
             sums.add(f"{prefix}/{name}", total, pairs)

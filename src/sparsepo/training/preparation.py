@@ -13,7 +13,7 @@ from sparsepo.data.hh import is_hh_transcript, split_hh_row
 from .collator import ROW_ID, WEIGHT_COLUMNS
 from .trl_bridge import is_conversational
 
-Rows = Dataset | IterableDataset
+Rows = Any  # Dataset | IterableDataset
 _GIVEN_WEIGHTS = {"chosen": "chosen_weights", "rejected": "rejected_weights"}
 
 

@@ -73,7 +73,7 @@ def refuse_dataset(dataset: Any, name: str) -> None:
         raise ValueError(f"The {name} dataset has no rows.")
 
 
-def refuse_model(model: nn.Module, role: str) -> None:
+def refuse_model(model: Any, role: str) -> None:
     """Refuse models whose scores would be wrong or whose adapters would never train."""
     config = model.config
     if getattr(config, "is_encoder_decoder", False):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sparsepo.masks.base import Masker, MaskInputs, NoiseKey, TokenMasks
 from sparsepo.objectives import Objective
 from sparsepo.scoring import LMHead, Scorer, ScorerInputs, ScorerOutput
-from sparsepo.scoring.dense import block_outputs, forward_arguments, mask_inputs
+from sparsepo.scoring.dense import block_outputs, forward_arguments, mask_inputs, tokens_that_count
 
 from .trl_bridge import install_step_forward, lm_head_of, load_balancing_loss
 
@@ -30,7 +30,7 @@ class ReferenceView:
     activations: dict[str, list[Tensor]] | None = None
 
 
-def base_model_of(model: nn.Module) -> nn.Module:
+def base_model_of(model: Any) -> Any:
     """The Hugging Face causal LM inside a PEFT model, or the model itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
@@ -59,7 +59,7 @@ def reference_view(model: nn.Module, batch: dict[str, Any], masker: Masker | Non
     view = ReferenceView()
     wants_states = masker is not None and masker.needs_hidden_states
 
-    def run(inner: nn.Module) -> dict[str, Tensor]:
+    def run(inner: Any) -> dict[str, Tensor]:
         with masker.tap(inner) if masker is not None else nullcontext() as activations:
             arguments = forward_arguments(inner.base_model, batch)
             outputs = inner.base_model(**arguments, output_hidden_states=wants_states)
@@ -84,10 +84,14 @@ def _unwrapped(model: nn.Module) -> nn.Module:
 
 @dataclass
 class StepOutput:
-    """Result of the policy's forward: the scorer's output and the auxiliary loss of a mixture of experts."""
+    """Result of the policy's forward: the scorer's output and the auxiliary loss of a mixture of experts.
+
+    ``complete`` says whether every response token was scored.
+    """
 
     scored: ScorerOutput
     aux_loss: Tensor | None
+    complete: bool = True
 
 
 def policy_step(
@@ -101,7 +105,7 @@ def policy_step(
     *,
     pair_weight: Tensor | None,
     need_kl: bool,
-    statistics: bool,
+    complete: bool,
     router: bool,
     autocast: Any,
 ) -> StepOutput:
@@ -117,31 +121,37 @@ def policy_step(
         noise: identity of the tokens for counter-based noise.
         pair_weight: weight of each pair in the loss, (P,); None means 1/P.
         need_kl: compute the KL even if the objective does not read it.
-        statistics: also collect entropy, mean logits and top-1 hits.
+        complete: score every response token and collect entropy, mean logits and top-1 hits; otherwise tokens that no
+            mask keeps are left out where that changes neither loss nor gradient.
         router: ask a mixture of experts for its auxiliary loss.
     """
     result: dict[str, StepOutput] = {}
 
-    def run(inner: nn.Module) -> dict[str, Tensor | None]:
+    def run(inner: Any) -> dict[str, Tensor | None]:
         masks = None if masker is None else compute_masks(masker, batch, view, noise)
         arguments = forward_arguments(inner.base_model, batch)
         if router:
             arguments["output_router_logits"] = True
         outputs = inner.base_model(**arguments)
+        response = batch["completion_mask"][:, 1:].bool()
+        kept = None
+        if masker is not None and not complete:
+            kept = tokens_that_count(masks, response, objective.declared_tokens, masker.flat_at_zero)
         inputs = ScorerInputs(
             targets=batch["input_ids"][:, 1:],
-            response_mask=batch["completion_mask"][:, 1:].bool(),
+            response_mask=response,
             policy_hidden=outputs.last_hidden_state[:, :-1],
             policy_head=lm_head_of(inner),
             reference_hidden=None if view.last_hidden is None else view.last_hidden[:, :-1],
             reference_head=view.head,
             masks=masks,
+            kept=kept,
             pair_weight=pair_weight,
-            statistics=statistics,
+            statistics=complete,
         )
         scored = scorer(inputs, objective, need_kl)
         aux_loss = load_balancing_loss(inner, outputs.router_logits, batch["attention_mask"]) if router else None
-        result["step"] = StepOutput(scored, aux_loss)
+        result["step"] = StepOutput(scored, aux_loss, complete=kept is None)
         # returned too: wrappers look for gradients in what forward returns
         return {"loss": scored.loss, "aux_loss": aux_loss}
 

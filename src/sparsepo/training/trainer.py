@@ -54,7 +54,7 @@ _PAIR_WEIGHT = "pair_weight"
 _OURS = ("completion_mask", ROW_ID, "token_weights", _PAIR_WEIGHT, "ref_chosen_logps", "ref_rejected_logps")
 
 
-class SparsePOTrainer(MaskCheckpoints, MaskOptimisation, DPOTrainer):  # type: ignore[misc]
+class SparsePOTrainer(MaskCheckpoints, MaskOptimisation, DPOTrainer):
     """Preference optimisation by token: SparsePO, MaPO, TDPO, DPO, SimPO and DPOP over one training loop.
 
     Takes what TRL's ``DPOTrainer`` takes, and a mask. To move a DPO script over, change the names of trainer and config.
@@ -220,7 +220,12 @@ class SparsePOTrainer(MaskCheckpoints, MaskOptimisation, DPOTrainer):  # type: i
         return noise_key(batch, self.args.seed, self.state.global_step)
 
     def _step(
-        self, model: nn.Module, batch: dict[str, Any], need_kl: bool, pair_weight: Tensor | None = None
+        self,
+        model: nn.Module,
+        batch: dict[str, Any],
+        need_kl: bool,
+        pair_weight: Tensor | None = None,
+        complete: bool = True,
     ) -> StepOutput:
         view = ReferenceView()
         if self.needs_reference:
@@ -236,7 +241,7 @@ class SparsePOTrainer(MaskCheckpoints, MaskOptimisation, DPOTrainer):  # type: i
             self._noise(batch),
             pair_weight=pair_weight,
             need_kl=need_kl and self.needs_reference,
-            statistics=True,
+            complete=complete,
             router=self.aux_loss_enabled,
             autocast=autocast_of(self.accelerator),
         )
@@ -253,7 +258,9 @@ class SparsePOTrainer(MaskCheckpoints, MaskOptimisation, DPOTrainer):  # type: i
             share = self.accelerator.num_processes / num_items_in_batch
         # in evaluation the KL is always shown, so that objectives without it can be compared
         need_kl = self.objective.needs_kl or mode == "eval"
-        step = self._step(model, inputs, need_kl, weight * share)
+        may_skip = mode == "train" and self.args.skip_masked and self.masker is not None
+        complete = not may_skip or self._is_logging_step()
+        step = self._step(model, inputs, need_kl, weight * share, complete)
         loss = step.scored.loss
         if step.aux_loss is not None:
             loss = loss + self.router_aux_loss_coef * step.aux_loss * weight.sum() * share
@@ -263,6 +270,14 @@ class SparsePOTrainer(MaskCheckpoints, MaskOptimisation, DPOTrainer):  # type: i
         with torch.no_grad():  # compute_metrics was given: it wants logits
             arguments = {key: value for key, value in inputs.items() if key not in _OURS}
             return loss, model(**arguments, use_cache=False)
+
+    def _is_logging_step(self) -> bool:
+        """Whether the optimiser step under way will be logged; unknown (True) unless logging goes by steps."""
+        if self.args.logging_strategy != "steps":
+            return True
+        step = self.state.global_step + 1
+        is_due = step % max(int(self.state.logging_steps), 1) == 0 or (step == 1 and self.args.logging_first_step)
+        return is_due or step == self.state.max_steps
 
     def _pair_weight(self, inputs: dict[str, Any]) -> Tensor:
         weight = inputs.get(_PAIR_WEIGHT)
@@ -291,7 +306,7 @@ class SparsePOTrainer(MaskCheckpoints, MaskOptimisation, DPOTrainer):  # type: i
     def _collect(self, mode: str, inputs: dict[str, Any], step: StepOutput, weight: Tensor) -> None:
         sums = self._sums[mode]
         reads_masks = self.objective.needs_masks
-        collect_metrics(sums, step.scored, weight, self.objective.beta, reads_masks)
+        collect_metrics(sums, step.scored, weight, self.objective.beta, reads_masks, step.complete)
         if step.aux_loss is not None:
             sums.add("aux_loss", step.aux_loss * weight.sum(), weight.sum())
         if mode == "train":

@@ -46,7 +46,6 @@ __all__ = [
     "lm_head_of",
     "load_balancing_loss",
     "reference_adapter",
-    "router_settings",
     "unpickled_hub_push",
 ]
 
@@ -84,13 +83,13 @@ def construction(load_reference: bool, model_is_path: bool, collator: type) -> I
 
 
 @contextmanager
-def reference_adapter(model: nn.Module) -> Iterator[None]:
+def reference_adapter(model: Any) -> Iterator[None]:
     """A PEFT policy seen as its reference: adapters disabled, or TRL's frozen copy named ``ref`` active."""
     with use_adapter(model, adapter_name="ref" if "ref" in model.peft_config else None):
         yield
 
 
-def lm_head_of(model: nn.Module) -> LMHead:
+def lm_head_of(model: Any) -> LMHead:
     """The head of a causal LM with the scale and cap of its logits, read as TRL's fused head reads them."""
     config = model.config.get_text_config()
     head = model.get_output_embeddings()
@@ -112,12 +111,7 @@ def logit_scale(config: Any) -> float:
     return float(scaling) if config.model_type == "hyperclovax" else 1.0 / float(scaling)
 
 
-def router_settings(model: nn.Module) -> bool:
-    """Whether the model can return router logits (mixture of experts)."""
-    return hasattr(model.config.get_text_config(), "output_router_logits")
-
-
-def load_balancing_loss(model: nn.Module, router_logits: Any, attention_mask: Tensor) -> Tensor:
+def load_balancing_loss(model: Any, router_logits: Any, attention_mask: Tensor) -> Tensor:
     """The auxiliary loss of a mixture of experts, as TRL's fused head computes it."""
     from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
@@ -144,7 +138,7 @@ class _PolicyWithoutMask:
         return (p for name, p in self.model.named_parameters() if "sparsepo_mask." not in name)
 
 
-class MaskAwareReferenceSync(SyncRefModelCallback):  # type: ignore[misc]
+class MaskAwareReferenceSync(SyncRefModelCallback):
     """TR-DPO's moving reference for a policy that carries a mask head."""
 
     @staticmethod
