@@ -67,7 +67,7 @@ class MaskCheckpoints:
 
     # set by the trainer
     args: Any
-    model: nn.Module
+    model: Any
     masker: Masker | None
     objective: Objective
 
