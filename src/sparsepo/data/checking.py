@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -185,7 +186,9 @@ def _int64(values: list[int]) -> Any:
 def _progress(checker: Checker, rows: int) -> Any:
     """A context that gives a function to call with the number of rows done."""
     shown = checker.settings.progress
-    if shown is False or (shown is None and rows < _LONG):
+    if shown is None:
+        shown = rows >= _LONG and sys.stderr.isatty()
+    if not shown:
         return nullcontext(lambda count: None)
     return _Bar(rows, f"Checking {checker.report.name}")
 
@@ -195,7 +198,8 @@ class _Bar:
         from rich.console import Console
         from rich.progress import Progress
 
-        self.progress = Progress(console=Console(stderr=True), transient=True)
+        console = Console(stderr=True)
+        self.progress = Progress(console=console, transient=console.is_terminal)
         self.rows, self.title = rows, title
 
     def __enter__(self) -> Any:
