@@ -35,8 +35,8 @@ def fit_to_targets(
     target: Tensor,
     target_kl: Tensor | None = None,
     *,
-    steps: int = 200,
-    learning_rate: float = 0.01,
+    steps: int = 300,
+    learning_rate: float = 0.02,
     weight_decay: float = 0.0,
     restart: bool = True,
 ) -> dict[str, FitResult]:

@@ -51,14 +51,8 @@ def save_mask(
     """
     from sparsepo import __version__
 
-    target = Path(folder) / FOLDER
-    target.mkdir(parents=True, exist_ok=True)
     state = mask.state_dict() if state_dict is None else state_dict
     tensors = {name: value.detach().to("cpu", torch.float32).contiguous() for name, value in state.items()}
-    if tensors:
-        partial = target / f"{TENSORS_NAME}.partial"
-        save_file(tensors, partial, metadata={"format": "pt"})
-        partial.replace(target / TENSORS_NAME)
     content = {
         "format": FORMAT,
         "kind": mask.kind,
@@ -66,8 +60,15 @@ def save_mask(
         "base_model": base_model,
         "sparsepo_version": __version__,
     }
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    target = Path(folder) / FOLDER
+    target.mkdir(parents=True, exist_ok=True)
+    if tensors:
+        partial = target / f"{TENSORS_NAME}.partial"
+        save_file(tensors, partial, metadata={"format": "pt"})
+        partial.replace(target / TENSORS_NAME)
     partial = target / f"{JSON_NAME}.partial"
-    partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.write_text(text, encoding="utf-8")
     partial.replace(target / JSON_NAME)
     if not tensors:  # an earlier mask's weights must not lie beside a mask that has none
         (target / TENSORS_NAME).unlink(missing_ok=True)

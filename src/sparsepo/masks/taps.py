@@ -7,7 +7,8 @@ Sites, named ``group.site.layer``:
 - ``mlp``: ``act``, the input of the down-projection: the activation, in a gated MLP times the gate's other half; for a
   mixture of experts the block's output, since experts see routed tokens.
 - ``resid``: ``embeddings`` and ``final`` (after the last norm) once; in each block the output of every norm (``norm0`` …),
-  ``after_attn``, ``mlp`` (the MLP's output), ``block`` (the block's output). ``after_attn`` is the residual stream
+  ``after_attn``, ``mlp`` (the MLP's output; Bloom's and MPT's add the stream in there), ``block`` (the block's output),
+  ``mixer`` (a state-space block's output). ``after_attn`` is the residual stream
   between attention and MLP; where the two run in parallel (no such point) it is the attention's output, as the official
   code has it for GPT-NeoX.
 - ``logits``: their mean over the vocabulary.
