@@ -97,3 +97,27 @@ class CommandParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Exit with status 2 and one line on what is wrong."""
         self.exit(USAGE_ERROR, f"{self.prog}: error: {message}\nSee {self.prog} --help\n")
+
+
+def take_option(arguments: Sequence[str], name: str) -> tuple[list[str], str | None]:
+    """Remove ``--name value`` or ``--name=value`` from arguments.
+
+    Raises:
+        CliError: no value, or given twice.
+    """
+    rest: list[str] = []
+    values: list[str] = []
+    items = iter(arguments)
+    for item in items:
+        if item == name:
+            value = next(items, None)
+            if value is None or value.startswith("--"):
+                raise CliError(f"{name} needs a value.")
+            values.append(value)
+        elif item.startswith(f"{name}="):
+            values.append(item.split("=", 1)[1])
+        else:
+            rest.append(item)
+    if len(values) > 1:
+        raise CliError(f"{name} is given {len(values)} times; give it once.")
+    return rest, values[0] if values else None

@@ -18,6 +18,11 @@ def is_launched() -> bool:
     return os.environ.get(LAUNCHED) == "1"
 
 
+def is_main_process() -> bool:
+    """Whether this is the first process of a run."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
 def accelerate_config_path(name: str) -> str:
     """Path of an accelerate configuration, given a file or the name of one that TRL ships.
 

@@ -83,7 +83,11 @@ def _dispatch(arguments: list[str]) -> int:
 
 def _top_level(arguments: list[str]) -> int:
     parser = CommandParser(
-        prog="sparsepo", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=_formatter(), usage="sparsepo COMMAND …"
+        prog="sparsepo",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=_formatter(),
+        usage="sparsepo COMMAND …",
     )
     parser.add_argument("--version", action="store_true", help="versions of sparsepo and of what it stands on")
     parser.add_argument("--debug", action="store_true", help="show tracebacks (before the command)")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import warnings
 from argparse import Namespace
 from collections.abc import Sequence
 from enum import Enum
@@ -15,8 +16,15 @@ from trl import TrlParser
 from .base import CliError, CommandParser, advise
 from .recipe_files import Recipe
 
+# Settings of which one run has one
+_EXCLUSIVE = (
+    {"eval_dataset", "eval_fraction"},
+    {"model_name_or_path", "init_from_config"},
+    {"dataset_name", "text_files"},
+)
 
-class SettingsParser(CommandParser, TrlParser):  # type: ignore[misc]
+
+class SettingsParser(CommandParser, TrlParser):
     """A parser of dataclass settings: defaults < recipe < flags.
 
     Args:
@@ -44,15 +52,21 @@ class SettingsParser(CommandParser, TrlParser):  # type: ignore[misc]
             CliError: a name or value of the recipe is wrong; names file and line.
             SystemExit: a flag is wrong (status 2).
         """
-        if recipe is not None:
-            self.set_defaults(**self.checked(recipe))
+        flags = self._flags_in(arguments)
+        settings = self.checked(recipe) if recipe is not None else {}
+        for names in _EXCLUSIVE:
+            if flags & names:  # a flag also overrides what the recipe says by the other name
+                settings = {name: value for name, value in settings.items() if name not in names - flags}
+        self.set_defaults(**settings)
         namespace = self.parse_args(list(arguments))
-        self.given = set(recipe.settings if recipe is not None else ()) | self._flags_in(arguments)
+        self.given = set(settings) | flags
         return namespace
 
     def dataclasses_of(self, namespace: Namespace) -> tuple[Any, ...]:
         """One instance per dataclass. Their own checks raise ``ValueError``."""
         values = vars(namespace)
+        # TRL sets the old name itself
+        warnings.filterwarnings("ignore", message="`gradient_checkpointing` is deprecated", category=FutureWarning)
         return tuple(
             kind(**{field.name: values[field.name] for field in dataclasses.fields(kind) if field.init})
             for kind in self.dataclass_types
@@ -76,30 +90,6 @@ class SettingsParser(CommandParser, TrlParser):  # type: ignore[misc]
     def _flags_in(self, arguments: Sequence[str]) -> set[str]:
         named = (self._option_string_actions.get(item.split("=", 1)[0]) for item in arguments)
         return {action.dest for action in named if action is not None}
-
-
-def take_option(arguments: Sequence[str], name: str) -> tuple[list[str], str | None]:
-    """Remove ``--name value`` or ``--name=value`` from arguments.
-
-    Raises:
-        CliError: no value, or given twice.
-    """
-    rest: list[str] = []
-    values: list[str] = []
-    items = iter(arguments)
-    for item in items:
-        if item == name:
-            value = next(items, None)
-            if value is None or value.startswith("--"):
-                raise CliError(f"{name} needs a value.")
-            values.append(value)
-        elif item.startswith(f"{name}="):
-            values.append(item.split("=", 1)[1])
-        else:
-            rest.append(item)
-    if len(values) > 1:
-        raise CliError(f"{name} is given {len(values)} times; give it once.")
-    return rest, values[0] if values else None
 
 
 def fitted(value: Any, hint: Any) -> Any:

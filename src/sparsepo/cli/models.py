@@ -1,0 +1,107 @@
+"""Models for the command line: found early, loaded as TRL's scripts load them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from .base import CliError
+
+
+def check_model_name(name: str | None, flag: str) -> str:
+    """The name, if it can be a model: a folder with a config, or something that may be a hub id.
+
+    Raises:
+        CliError: none given; a path that does not exist; a folder without a model.
+    """
+    if not name:
+        raise CliError(f"No model: give --{flag} (a folder or hub id), or {flag} in the recipe.")
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not any((path / file).is_file() for file in ("config.json", "adapter_config.json")):
+            inner = checkpoints_hint(path)
+            raise CliError(f"{flag}={name}: the folder holds no model (no config.json).{inner}")
+        return str(path)
+    elif path.is_file():
+        raise CliError(f"{flag}={name} is a file; give the folder that holds config.json and the weights.")
+    elif name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise CliError(f"{flag}={name}: no such folder.")
+    return name
+
+
+def checkpoints_hint(folder: Path) -> str:
+    """Names a model folder inside a folder that is none, as a hint."""
+    inner = sorted(path.parent.name for path in folder.glob("*/config.json"))
+    return f" Inside it there are {', '.join(inner[:4])}." if inner else ""
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a folder holds a PEFT adapter instead of a whole model."""
+    return (Path(name).expanduser() / "adapter_config.json").is_file()
+
+
+def init_kwargs(model_args: Any, config: Any) -> dict[str, Any]:
+    """Arguments of ``from_pretrained``, as TRL's scripts put them together."""
+    kwargs = {
+        "revision": model_args.model_revision,
+        "attn_implementation": model_args.attn_implementation,
+        "dtype": model_args.dtype,
+        "trust_remote_code": config.trust_remote_code,
+    }
+    return {**kwargs, **(config.model_init_kwargs or {})}
+
+
+def load_model(name: str, kwargs: dict[str, Any]) -> Any:
+    """A causal language model with its dtype as a torch type.
+
+    Raises:
+        OSError: not found; the message is transformers' own.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    kwargs = dict(kwargs)
+    if isinstance(kwargs.get("dtype"), str) and kwargs["dtype"] != "auto":
+        kwargs["dtype"] = getattr(torch, kwargs["dtype"])
+    return AutoModelForCausalLM.from_pretrained(name, **kwargs)
+
+
+def load_adapter(name: str, kwargs: dict[str, Any], trainable: bool, base: str | None = None) -> Any:
+    """A base model with a saved adapter on it, as a ``PeftModel``.
+
+    Args:
+        name: folder of the adapter.
+        kwargs: arguments for loading the base model.
+        trainable: go on training the adapter.
+        base: base model instead of the one that the adapter names.
+
+    Raises:
+        CliError: the adapter's base model is not there.
+    """
+    from peft import PeftConfig, PeftModel
+
+    base = base or PeftConfig.from_pretrained(name).base_model_name_or_path
+    if not base:
+        raise CliError(f"{name}: the adapter names no base model.")
+    if Path(base).is_absolute() and not Path(base).is_dir():
+        raise CliError(f"{name}: its base model {base} is not there; restore it, or give --base_model.")
+    model = load_model(base, {key: value for key, value in kwargs.items() if key != "revision"})
+    return PeftModel.from_pretrained(model, name, is_trainable=trainable)
+
+
+def positions_of(name: str, trust_remote_code: bool = False) -> int | None:
+    """How many positions a model has, where its config says so."""
+    from transformers import AutoConfig
+
+    if is_adapter(name):
+        from peft import PeftConfig
+
+        name = PeftConfig.from_pretrained(name).base_model_name_or_path or name
+    try:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except OSError as error:
+        reason = " ".join(str(error).split())
+        where = "" if Path(name).exists() else "is no local folder, and the hub could not give it: "
+        raise CliError(f"{name!r} {where}{reason}") from error
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return positions if isinstance(positions, int) and positions > 0 else None

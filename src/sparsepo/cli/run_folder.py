@@ -1,0 +1,118 @@
+"""The folder of a run: what may be there before, where to resume, and the summary that it ends with."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .base import CliError
+
+SUMMARY = "train_summary.json"
+# What a run leaves behind: found in a folder, they mean that a run lives there
+_TRACES = (SUMMARY, "sparsepo.json", "config.json", "adapter_config.json", "*.safetensors", "mask/mask.json")
+_OWN = (*_TRACES[:-1], "*.safetensors.index.json", "trainer_state.json")
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """Checkpoints of a run, oldest first."""
+    found = [
+        (int(match[1]), path)
+        for path in folder.glob("checkpoint-*")
+        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name)) and (path / "trainer_state.json").is_file()
+    ]
+    return [path for _, path in sorted(found)]
+
+
+def resume_point(wish: str | bool | None, output_dir: str) -> str | None:
+    """Which checkpoint to resume from.
+
+    Args:
+        wish: None or "false": none; "auto": the last one if there is any; "last" or "true": the last one; else a path.
+        output_dir: the run's folder.
+
+    Raises:
+        CliError: there is no such checkpoint.
+    """
+    text = str(wish).lower() if wish is not None else "false"
+    if text in ("false", "none", ""):
+        return None
+    if text in ("auto", "last", "true"):
+        found = checkpoints_in(Path(output_dir))
+        if found:
+            return str(found[-1])
+        if text == "auto":
+            return None
+        raise CliError(f"resume_from_checkpoint={wish}: {output_dir} holds no checkpoint.")
+    path = Path(str(wish))
+    if not (path / "trainer_state.json").is_file():
+        there = ", ".join(entry.name for entry in checkpoints_in(Path(output_dir))) or "none"
+        raise CliError(
+            f"resume_from_checkpoint={wish}: no checkpoint there (no trainer_state.json); in {output_dir}: {there}."
+        )
+    return str(path)
+
+
+def claim_output_dir(output_dir: str, resume: str | None, overwrite: bool, start: str | None) -> None:
+    """Make sure that a new run does not mix with an old one.
+
+    Args:
+        output_dir: the run's folder; made by the trainer.
+        resume: checkpoint that the run goes on from.
+        overwrite: replace the old run: its checkpoints, weights, mask and summary are deleted, other files stay.
+        start: the model that training starts from.
+
+    Raises:
+        CliError: the folder holds a run and neither resuming nor overwriting was asked for; or it is the start model.
+    """
+    folder = Path(output_dir)
+    if start is not None and Path(start).is_dir() and folder.is_dir() and Path(start).samefile(folder):
+        raise CliError(f"output_dir={output_dir} is the model that training starts from; give another folder.")
+    if folder.exists() and not folder.is_dir():
+        raise CliError(f"output_dir={output_dir} is a file; give a folder.")
+    checkpoints = checkpoints_in(folder)
+    traces = [pattern for pattern in _TRACES if any(folder.glob(pattern))]
+    if resume is not None or not (checkpoints or traces):
+        return
+    if not overwrite:
+        state = (
+            "a finished run" if (folder / SUMMARY).is_file() else "checkpoints of a run" if checkpoints else "a model"
+        )
+        go_on = "--resume_from_checkpoint auto goes on with it, " if checkpoints else ""
+        raise CliError(
+            f"output_dir={output_dir} holds {state}: {go_on}--overwrite_output_dir replaces it; or give another folder."
+        )
+    for pattern in (*_OWN, "checkpoint-*", "mask"):
+        for path in folder.glob(pattern):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
+def write_summary(output_dir: str, content: dict[str, Any]) -> None:
+    """Write ``train_summary.json``, whole or not at all."""
+    folder = Path(output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f"{SUMMARY}.partial"
+    text = json.dumps(content, indent=2, ensure_ascii=False, default=str, allow_nan=True)
+    partial.write_text(text + "\n", encoding="utf-8")
+    partial.replace(folder / SUMMARY)
+
+
+def command_line(command: str, arguments: Sequence[str]) -> str:
+    """The command to repeat a run, without access tokens."""
+    hidden: list[str] = []
+    for item in arguments:
+        name = item.split("=", 1)[0]
+        if hidden and hidden[-1].startswith("--") and hidden[-1].endswith("token") and not item.startswith("--"):
+            hidden.append("...")
+        elif name.endswith("token") and "=" in item:
+            hidden.append(f"{name}=...")
+        else:
+            hidden.append(item)
+    return shlex.join(["sparsepo", command, *hidden])

@@ -1,0 +1,216 @@
+"""``sparsepo train``: preference training from flags and recipes."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from .base import CliError, take_option
+from .help_texts import TRAIN_HELP, print_help
+from .launching import is_launched, is_main_process, launch
+from .recipe_files import read_recipe
+
+PROG = "sparsepo train"
+
+
+@dataclass
+class TrainSettings:
+    """All settings of a run, by the dataclass that they belong to."""
+
+    script: Any
+    config: Any
+    model: Any
+    mixture: Any
+    own: Any
+    given: set[str]
+
+
+def run(arguments: list[str]) -> int:
+    """Run ``sparsepo train`` with the arguments behind its name. Returns the exit status."""
+    if "-h" in arguments or "--help" in arguments:
+        return print_help(TRAIN_HELP)
+    _recipe_environment(arguments)  # before anything that reads the environment is imported
+    if "--help-all" in arguments:
+        parser().print_help()
+        return 0
+    parsed, namespace = _parse(arguments)
+    if namespace.accelerate_config is not None and not is_launched():
+        return launch("train", arguments, namespace.accelerate_config, namespace.num_processes)
+    _train(_settings(parsed, namespace), arguments)
+    return 0
+
+
+def parser() -> Any:
+    """The parser of all flags: TRL's, the trainer's and ours."""
+    from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
+
+    from sparsepo.training import SparsePOConfig
+
+    from .arguments import TrainArguments
+    from .parsing import SettingsParser
+
+    kinds = (ScriptArguments, SparsePOConfig, ModelConfig, DatasetMixtureConfig, TrainArguments)
+    return SettingsParser(kinds, prog=PROG)
+
+
+def parse(arguments: list[str]) -> TrainSettings:
+    """Settings from flags and ``--config``, checked by their dataclasses."""
+    parsed, namespace = _parse(arguments)
+    return _settings(parsed, namespace)
+
+
+def _settings(parsed: Any, namespace: Any) -> TrainSettings:
+    script, config, model, mixture, own = parsed.dataclasses_of(namespace)
+    return TrainSettings(script, config, model, mixture, own, parsed.given)
+
+
+def _parse(arguments: list[str]) -> tuple[Any, Any]:
+    rest, path = take_option(arguments, "--config")
+    recipe = read_recipe(path) if path is not None else None
+    found = parser()
+    return found, found.parse_namespace(rest, recipe)
+
+
+def _recipe_environment(arguments: list[str]) -> None:
+    _, path = take_option(arguments, "--config")
+    if path is not None:
+        os.environ.update(read_recipe(path).env)
+
+
+def _train(settings: TrainSettings, arguments: list[str]) -> None:
+    from rich.console import Console
+
+    from .models import check_model_name
+    from .preference_sets import DataRequest, preference_sets
+    from .progress import quiet_settings, shorten_logs
+    from .run_folder import claim_output_dir, resume_point
+
+    console = Console() if is_main_process() else None
+    own, config = settings.own, settings.config
+    quiet_settings(config, settings.given)
+    name = check_model_name(settings.model.model_name_or_path, "model_name_or_path")
+    if own.ref_model_name_or_path is not None:
+        check_model_name(own.ref_model_name_or_path, "ref_model_name_or_path")
+    if not settings.script.dataset_name and not settings.mixture.datasets:
+        raise CliError("No data: give --dataset_name (a file, folder or hub id), or dataset_name in the recipe.")
+    resume = resume_point(config.resume_from_checkpoint, config.output_dir)
+    if console is not None:
+        claim_output_dir(config.output_dir, resume, own.overwrite_output_dir, name)
+    _fit_length(settings, name, console)
+    tokenizer = _tokenizer(settings, name)
+    sets = preference_sets(
+        DataRequest(
+            settings.script, settings.mixture, own, config, settings.given, tokenizer, config.max_length, console
+        )
+    )
+    started = time.time()
+    trainer = _trainer(settings, name, tokenizer, sets)
+    shorten_logs(trainer)
+    trainer.train(resume_from_checkpoint=resume)
+    _finish(trainer, settings, sets, arguments, console, time.time() - started)
+
+
+def _fit_length(settings: TrainSettings, name: str, console: Any) -> None:
+    """No longer rows than the model has positions: beyond them some models crash and others answer nonsense."""
+    from .models import positions_of
+
+    config = settings.config
+    positions = positions_of(name, config.trust_remote_code)
+    if positions is None or (config.max_length is not None and config.max_length <= positions):
+        return
+    if console is not None:
+        console.print(f"max_length {config.max_length} → {positions}: the model has no more positions")
+    config.max_length = positions
+    if config.max_prompt_length is not None and config.max_prompt_length >= positions:
+        raise CliError(
+            f"max_prompt_length={config.max_prompt_length} leaves no room for a response in the model's {positions} "
+            "positions; make it smaller."
+        )
+
+
+def _tokenizer(settings: TrainSettings, name: str) -> Any:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(
+        name, revision=settings.model.model_revision, trust_remote_code=settings.config.trust_remote_code
+    )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _trainer(settings: TrainSettings, name: str, tokenizer: Any, sets: Any) -> Any:
+    from trl import get_peft_config, get_quantization_config
+
+    from sparsepo.training import SparsePOTrainer
+
+    from .models import init_kwargs, is_adapter, load_adapter, load_model
+
+    config = settings.config
+    kwargs = init_kwargs(settings.model, config)
+    model: Any = name
+    if is_adapter(name):
+        if settings.model.use_peft:
+            raise CliError(
+                f"model_name_or_path={name} is an adapter already: leave use_peft out to go on training it, or merge it "
+                "first with `sparsepo merge`."
+            )
+        model = load_adapter(name, kwargs, trainable=True)
+        config.model_init_kwargs = None
+    else:
+        config.model_init_kwargs = kwargs
+    reference = settings.own.ref_model_name_or_path
+    return SparsePOTrainer(
+        model=model,
+        ref_model=None if reference is None else load_model(reference, kwargs),
+        args=config,
+        train_dataset=sets.train,
+        eval_dataset=sets.evaluation,
+        processing_class=tokenizer,
+        quantization_config=get_quantization_config(settings.model),
+        peft_config=get_peft_config(settings.model),
+    )
+
+
+def _finish(
+    trainer: Any, settings: TrainSettings, sets: Any, arguments: list[str], console: Any, seconds: float
+) -> None:
+    """Evaluate, save, summarise, push."""
+    from sparsepo.training.trl_bridge import versions
+
+    from .run_folder import SUMMARY, command_line, write_summary
+    from .tables import final_evaluation, last_logged, metrics_table
+
+    config = settings.config
+    columns = {"training (last logged)": last_logged(trainer.state.log_history)}
+    if sets.evaluation is not None:
+        columns["evaluation"] = final_evaluation(trainer)
+    trainer.save_model(config.output_dir)
+    trainer.save_state()
+    if trainer.is_world_process_zero():
+        trainer.create_model_card(model_name=config.hub_model_id, dataset_name=settings.script.dataset_name)
+        write_summary(
+            config.output_dir,
+            {
+                "command": command_line("train", arguments),
+                "metrics": columns,
+                "steps": trainer.state.global_step,
+                "seconds": round(seconds, 1),
+                "model": settings.model.model_name_or_path,
+                "reference": settings.own.ref_model_name_or_path,
+                "objective": {"name": trainer.objective.name, **trainer.objective.settings()},
+                "mask": None if trainer.masker is None else {"kind": trainer.masker.kind, **trainer.masker.settings()},
+                "data": sets.reports,
+                "versions": versions(),
+                "settings": config.to_dict(),
+                "given": sorted(settings.given),
+            },
+        )
+    if config.push_to_hub:
+        trainer.push_to_hub(dataset_name=settings.script.dataset_name)
+    if console is not None:
+        console.print(metrics_table(f"{trainer.objective.name}: {trainer.state.global_step} steps", columns))
+        console.print(f"Saved in {config.output_dir}; all numbers and settings in {config.output_dir}/{SUMMARY}")
+    trainer.end()
