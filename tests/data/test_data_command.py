@@ -3,6 +3,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -158,3 +159,21 @@ def test_real_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert sparsepo_data("check", tmp_path / "p.jsonl", "--eval", held, "--strict") == 0
     assert len(read_lines(held)) == 20
     assert "181 rows, 181 kept, 0 dropped" in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_examples_of_the_page_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    blocks = dict(re.findall(r"<!-- (?:file|result): (\S+) -->\n```json\n(.*?)```", page, re.DOTALL))
+    commands = re.findall(r"^    \$ sparsepo data (.*)\n((?:    .*\n)*)", page, re.MULTILINE)
+    monkeypatch.chdir(tmp_path)
+    for name in ("hh.jsonl", "scored.jsonl", "pairs.jsonl"):
+        Path(name).write_text(blocks[name], encoding="utf-8")
+    assert len(commands) == 3
+    for command, output in commands:
+        assert sparsepo_data(*command.split()) == 0
+        shown = [line.rstrip() for line in capsys.readouterr().out.rstrip().splitlines()]
+        assert shown == [line[4:].rstrip() for line in output.splitlines()]
+    for name in ("split.jsonl", "made.jsonl"):
+        assert Path(name).read_text(encoding="utf-8") == blocks[name]

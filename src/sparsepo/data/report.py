@@ -185,7 +185,7 @@ class CheckReport:
         table = Table()
         for column, justify in (("Found", "left"), ("Rows", "right"), ("Share", "right"), ("Done", "left")):
             table.add_column(column, justify=justify)  # type: ignore[arg-type]
-        table.add_column("First example", overflow="fold")
+        table.add_column("First example (rows from 0)", overflow="fold")
         for finding in self.ordered():
             example = finding.examples[0]
             done = "dropped" if finding.action == "drop" else "kept"
