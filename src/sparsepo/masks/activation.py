@@ -45,16 +45,18 @@ class ActivationMask(Masker):
             raise ValueError(
                 f"No activations of {', '.join(missing)} were recorded; run the reference inside mask.tap()."
             )
+        device = inputs.response_mask.device
         with torch.no_grad():
             of_groups = [
-                self._rescaled(torch.stack(list(inputs.activations[group])), inputs.response_mask).mean(0)
+                self._rescaled([site.to(device) for site in inputs.activations[group]], inputs.response_mask).mean(0)
                 for group in self.groups
             ]
             mask = torch.stack(of_groups).mean(0)
         return mask, mask
 
-    def _rescaled(self, means: Tensor, response_mask: Tensor) -> Tensor:
-        """Feature means of S sites, (S, B, T + 1) → [0, 1] over each response's tokens, (S, B, T)."""
+    def _rescaled(self, sites: list[Tensor], response_mask: Tensor) -> Tensor:
+        """Feature means of S sites, (B, T + 1) each → [0, 1] over each response's tokens, (S, B, T)."""
+        means = torch.stack(sites)
         rows, targets = response_mask.shape
         if means.shape[1:] != (rows, targets + 1):
             raise ValueError(

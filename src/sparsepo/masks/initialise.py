@@ -64,7 +64,7 @@ def fit_to_targets(
     targets = _checked_targets(mask, states, target, target_kl)
     if restart:
         mask.reset_parameters()
-    device = target.device
+    device = states[0].device
     index = torch.zeros(len(target), dtype=torch.int64, device=device), torch.arange(len(target), device=device)
     was_training, needed = mask.training, [p.requires_grad for p in mask.parameters()]
     mask.eval().requires_grad_(True)
@@ -93,7 +93,7 @@ def _checked_targets(mask: LearnedMask, states: list[Tensor], target: Tensor, ta
             raise ValueError(f"target has shape {tuple(values.shape)}, but there are {tokens} tokens.")
         if not bool(torch.isfinite(values).all()) or bool((values < 0).any()):
             raise ValueError("target holds values that are negative or not finite.")
-    return [values.detach().float() for values in targets]
+    return [values.detach().to(states[0].device, torch.float32) for values in targets]
 
 
 def _descend(

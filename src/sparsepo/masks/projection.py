@@ -31,7 +31,8 @@ def project(states: Tensor, index: Index, weight: Tensor, eps: float | None) -> 
 
 
 def _gather(states: Tensor, rows: Tensor, columns: Tensor, weight: Tensor, eps: float | None) -> Tensor:
-    tokens = states[rows, columns].to(weight.dtype)  # (N, H)
+    # the blocks of a model that is spread over devices leave their states on several
+    tokens = states[rows.to(states.device), columns.to(states.device)].to(weight.device, weight.dtype)  # (N, H)
     return tokens if eps is None else F.layer_norm(tokens, tokens.shape[-1:], eps=eps)
 
 

@@ -18,14 +18,13 @@ Nothing is kept but (B, S) numbers a site; hooks go when the context ends, howev
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import wraps
 from typing import Any
 
 from torch import Tensor, nn
 
+from .attention_functions import enter, watch_attention
 from .features import head_means, split_fused, token_means
 from .layout import AttentionSites, BlockSites, ModelLayout, find_layout
 from .logits import mean_logits
@@ -96,7 +95,7 @@ class Recorder:
     def install(self, stack: ExitStack) -> None:
         """Register all hooks; the stack takes them away."""
         backbone = self.layout.backbone
-        _enter(stack, backbone.register_forward_pre_hook(self._start, with_kwargs=True))
+        enter(stack, backbone.register_forward_pre_hook(self._start, with_kwargs=True))
         for number, block in enumerate(self.layout.blocks):
             if "resid" in self.groups:
                 self._tap_stream(stack, number, block)
@@ -106,7 +105,7 @@ class Recorder:
                 self._tap_attention(stack, number, block.attention)
         if "attn" in self.groups:
             self._tap_attention_functions(stack)
-        _enter(stack, backbone.register_forward_hook(self._finish))
+        enter(stack, backbone.register_forward_hook(self._finish))
 
     # whole model
 
@@ -135,13 +134,13 @@ class Recorder:
         self.sites[site] = token_means(values, self.shape, site)
 
     def _tap_output(self, stack: ExitStack, module: nn.Module, site: str) -> None:
-        _enter(stack, module.register_forward_hook(lambda _, __, output: self._record(site, output)))
+        enter(stack, module.register_forward_hook(lambda _, __, output: self._record(site, output)))
 
     def _tap_input(self, stack: ExitStack, module: nn.Module, site: str) -> None:
         def take(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             self._record(site, args[0] if args else next(iter(kwargs.values())))
 
-        _enter(stack, module.register_forward_pre_hook(take, with_kwargs=True))
+        enter(stack, module.register_forward_pre_hook(take, with_kwargs=True))
 
     # residual stream
 
@@ -166,25 +165,25 @@ class Recorder:
             self.mlp_has_run = True
             self._record(f"resid.mlp.{number}", output)
 
-        _enter(stack, block.module.register_forward_pre_hook(begin, with_kwargs=True))
+        enter(stack, block.module.register_forward_pre_hook(begin, with_kwargs=True))
         for which, norm in enumerate(block.norms):
             self._tap_norm(stack, norm, number, which)
         if block.attention is not None:
-            _enter(stack, block.attention.module.register_forward_hook(attention_ran))
+            enter(stack, block.attention.module.register_forward_hook(attention_ran))
         if block.mlp is not None:
-            _enter(stack, block.mlp.register_forward_pre_hook(lambda _, args: self._between(number, args)))
-            _enter(stack, block.mlp.register_forward_hook(mlp_ran))
+            enter(stack, block.mlp.register_forward_pre_hook(lambda _, args: self._between(number, args)))
+            enter(stack, block.mlp.register_forward_hook(mlp_ran))
         if block.mixer is not None:
             self._tap_output(stack, block.mixer, f"resid.mixer.{number}")
-        _enter(stack, block.module.register_forward_hook(end))
+        enter(stack, block.module.register_forward_hook(end))
 
     def _tap_norm(self, stack: ExitStack, norm: nn.Module, number: int, which: int) -> None:
         def ran(_: nn.Module, __: Any, output: Any) -> None:
             self.norm_outputs.append(output)
             self._record(f"resid.norm{which}.{number}", output)
 
-        _enter(stack, norm.register_forward_pre_hook(lambda _, args: self._between(number, args)))
-        _enter(stack, norm.register_forward_hook(ran))
+        enter(stack, norm.register_forward_pre_hook(lambda _, args: self._between(number, args)))
+        enter(stack, norm.register_forward_hook(ran))
 
     def _between(self, number: int, args: tuple[Any, ...]) -> None:
         """Record what a norm or the MLP reads if that is the residual stream after attention and before the MLP."""
@@ -215,7 +214,7 @@ class Recorder:
             if module is not None:
                 self._tap_output(stack, module, f"attn.{name}.{number}")
         if attention.fused is not None:
-            _enter(stack, attention.fused.register_forward_hook(fused))
+            enter(stack, attention.fused.register_forward_hook(fused))
         if attention.out is not None:
             self._tap_input(stack, attention.out, f"attn.out.{number}")
 
@@ -235,87 +234,13 @@ class Recorder:
                 elif site not in self.sites:  # fused in a layout of its own
                     self.sites[site] = head_means(part, self.shape, site)
 
-        _wrap_interface(stack, saw)
-        for block in self.layout.blocks:
-            if block.attention is not None:
-                _wrap_method(stack, block.attention.module, saw)
-        if self.layout.model_type == "falcon" and rotates:
-            _wrap_falcon_rotary(stack, [b.attention.module for b in self.layout.blocks if b.attention], saw)
-
-
-Saw = Callable[[nn.Module, Sequence[Tensor]], None]
-
-
-def _enter(stack: ExitStack, handle: Any) -> None:
-    stack.callback(handle.remove)
+        modules = [block.attention.module for block in self.layout.blocks if block.attention is not None]
+        watch_attention(stack, modules, saw, inline_rotary=rotates and self.layout.model_type == "falcon")
 
 
 def _same(a: Any, b: Tensor) -> bool:
     """Whether two tensors are one piece of memory, seen in any shape."""
     return isinstance(a, Tensor) and a.data_ptr() == b.data_ptr() and a.numel() == b.numel()
-
-
-def _patch(stack: ExitStack, owner: Any, name: str, value: Any) -> None:
-    """Set an attribute until the stack ends, when what the owner itself had is put back."""
-    missing = object()
-    before = vars(owner).get(name, missing)
-    setattr(owner, name, value)
-    stack.callback(lambda: delattr(owner, name) if before is missing else setattr(owner, name, before))
-
-
-def _wrap_interface(stack: ExitStack, saw: Saw) -> None:
-    """transformers' registry of attention functions, called as f(module, query, key, value, …)."""
-    registry = getattr(sys.modules.get("transformers.modeling_utils"), "ALL_ATTENTION_FUNCTIONS", None)
-    if registry is None or not hasattr(registry, "get_interface"):
-        return
-    get = registry.get_interface
-
-    def get_interface(*args: Any, **kwargs: Any) -> Callable[..., Any]:
-        function = get(*args, **kwargs)
-
-        @wraps(function)
-        def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *rest: Any, **settings: Any) -> Any:
-            saw(module, (query, key, value))
-            return function(module, query, key, value, *rest, **settings)
-
-        return attend
-
-    _patch(stack, registry, "get_interface", get_interface)
-
-
-def _wrap_method(stack: ExitStack, module: nn.Module, saw: Saw) -> None:
-    """GPT-J, CodeGen, GPT-Neo: attention is the module's own ``_attn(query, key, value, …)``."""
-    method = getattr(module, "_attn", None)
-    if method is None:
-        return
-
-    @wraps(method)
-    def attend(query: Tensor, key: Tensor, value: Tensor, *rest: Any, **settings: Any) -> Any:
-        saw(module, (query, key, value))
-        return method(query, key, value, *rest, **settings)
-
-    _patch(stack, module, "_attn", attend)
-
-
-def _wrap_falcon_rotary(stack: ExitStack, modules: list[nn.Module], saw: Saw) -> None:
-    """Falcon attends inline: what its rotary function returns is taken, for the module that is running."""
-    namespace = sys.modules[type(modules[0]).__module__]
-    rotate = getattr(namespace, "apply_rotary_pos_emb", None)
-    if rotate is None:
-        return
-    running: list[nn.Module] = []
-    for module in modules:
-        _enter(stack, module.register_forward_pre_hook(lambda m, _: running.append(m)))
-        _enter(stack, module.register_forward_hook(lambda _, __, ___: running.clear()))
-
-    @wraps(rotate)
-    def rotated(*args: Any, **kwargs: Any) -> Any:
-        pair = rotate(*args, **kwargs)
-        if running:
-            saw(running[-1], pair)
-        return pair
-
-    _patch(stack, namespace, "apply_rotary_pos_emb", rotated)
 
 
 def group_sites(sites: dict[str, Tensor], groups: Sequence[str]) -> dict[str, list[Tensor]]:
