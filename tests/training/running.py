@@ -16,7 +16,7 @@ from sparsepo.training.step import MASK_ATTRIBUTE
 from tests.support import preference_rows, tiny_model, tiny_tokenizer
 
 # Trainer's clocks
-_TIMES = ("runtime", "per_second")
+_TIMES = ("runtime", "per_second", "preparation_time")
 
 
 def run_config(folder: Path | str, **settings: Any) -> SparsePOConfig:
@@ -80,11 +80,12 @@ def mask_state(trainer: SparsePOTrainer) -> dict[str, torch.Tensor]:
 
 def logged(trainer: SparsePOTrainer, after: int = 0) -> list[dict[str, Any]]:
     """Everything logged after a step, without the clocks."""
-    return [
-        {name: value for name, value in entry.items() if not any(word in name for word in _TIMES)}
-        for entry in trainer.state.log_history
-        if entry["step"] > after
-    ]
+    return [without_clocks(entry) for entry in trainer.state.log_history if entry["step"] > after]
+
+
+def without_clocks(entry: dict[str, Any]) -> dict[str, Any]:
+    """Metrics that do not depend on the machine."""
+    return {name: value for name, value in entry.items() if not any(word in name for word in _TIMES)}
 
 
 def assert_same(left: Any, right: Any, where: str = "") -> None:
@@ -106,7 +107,7 @@ def assert_same(left: Any, right: Any, where: str = "") -> None:
 
 def assert_close(left: dict[str, Any], right: dict[str, Any], rtol: float, atol: float) -> None:
     """Equal names, values equal up to rounding."""
-    assert left.keys() == right.keys()
+    assert left.keys() == right.keys(), left.keys() ^ right.keys()
     for name in left:
         a, b = (torch.as_tensor(x[name], dtype=torch.float64) for x in (left, right))
         torch.testing.assert_close(a, b, rtol=rtol, atol=atol, msg=lambda m, n=name: f"{n}: {m}")

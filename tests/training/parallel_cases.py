@@ -1,0 +1,104 @@
+"""The same runs by one process and by two. As a script it is one of the processes:
+
+RANK=0 WORLD_SIZE=2 … python -m tests.training.parallel_cases OUTPUT CASE [CASE …]
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from safetensors.torch import save_file
+
+from sparsepo import SparsePOTrainer
+from tests.support import perturbed, preference_rows, tiny_model
+
+from .running import build, logged, mask_state, policy_state, prepared_rows, run_config
+
+GLOBAL_BATCH = 4
+# name → (rows to train on, settings). Plain gradient steps show gradients as they are. 11 rows: 4 + 4 and 3; of 9 rows
+# the last batch of two processes has one row for the first and none for the second.
+_SGD = {"optim": "sgd", "learning_rate": 0.3, "mask_learning_rate": 3.0}
+CASES: dict[str, tuple[int, dict[str, Any]]] = {
+    "full-learned": (11, {**_SGD, "gradient_accumulation_steps": 2, "mask_dropout": 0.3}),
+    "lora-independent": (9, {**_SGD, "lora": True, "mask_sharing": "independent", "mask_dropout": 0.3}),
+    "full-activation": (9, {"optim": "sgd", "learning_rate": 0.3, "objective": "mapo"}),
+    "lora-activation": (
+        11,
+        {"optim": "sgd", "learning_rate": 0.3, "objective": "mapo", "lora": True, "gradient_accumulation_steps": 2},
+    ),
+    "full-checkpointing": (11, {**_SGD, "gradient_checkpointing": True}),
+    "lora-checkpointing": (11, {**_SGD, "lora": True, "gradient_checkpointing": True}),
+    "adamw": (11, {"gradient_accumulation_steps": 2, "mask_on": "kl"}),
+    "random": (9, {"optim": "sgd", "learning_rate": 0.3, "mask": "random", "mask_random_sparsity": 0.5}),
+    "data": (11, {"optim": "sgd", "learning_rate": 0.3, "mask": "data"}),
+    "l1-anchor": (9, {**_SGD, "mask_l1_reward": 0.01, "mask_l1_kl": 0.02, "kl_anchor": 0.2}),
+    "dense-scorer": (9, {**_SGD, "scorer": "dense"}),
+    "last-layer": (11, {**_SGD, "mask_layers": "last"}),
+    "mapo-start": (11, {**_SGD, "mask_init": "mapo", "mask_init_pairs": 5}),
+    "tdpo2": (9, {"optim": "sgd", "learning_rate": 0.3, "objective": "tdpo2"}),
+    "simpo": (9, {"optim": "sgd", "learning_rate": 0.3, "objective": "simpo", "sft_weight": 0.1}),
+    "streaming": (11, {**_SGD, "streaming": True, "max_steps": 2}),
+}
+
+
+def run_case(name: str, folder: Path, processes: int, rank: int = 0) -> SparsePOTrainer:
+    """Train and evaluate one case; results go to ``folder/name-rank*``."""
+    count, settings = CASES[name]
+    settings = {"max_steps": 4 if count == 11 else 3, **settings}
+    lora, streaming = settings.pop("lora", False), settings.pop("streaming", False)
+    config = run_config(
+        folder / f"{name}-{processes}",
+        **settings,
+        per_device_train_batch_size=GLOBAL_BATCH // processes,
+        per_device_eval_batch_size=GLOBAL_BATCH // processes,
+        ddp_backend="gloo" if processes > 1 else None,
+        ddp_timeout=60,
+    )
+    reference = tiny_model("gpt2")
+    models: dict[str, Any] = {"model": reference}
+    if not lora:
+        models = {"model": perturbed(reference), "ref_model": reference}
+    trainer = build(config, rows_of(folder, count, streaming), lora=lora, eval_dataset=heldout(folder), **models)
+    trainer.train()
+    write(trainer, folder / f"{name}-of{processes}-rank{rank}", trainer.evaluate())
+    return trainer
+
+
+def rows_of(folder: Path, count: int, streaming: bool) -> Any:
+    if streaming:
+        return preference_rows(count).to_iterable_dataset()
+    return prepared_rows(folder / "rows", count)
+
+
+def heldout(folder: Path) -> dict[str, Dataset]:
+    """Sets whose last batch is short by one row, and by three."""
+    return {str(count): prepared_rows(folder / "rows", count, seed=1) for count in (7, 5)}
+
+
+def write(trainer: SparsePOTrainer, target: Path, metrics: dict[str, float]) -> None:
+    trainable = trainer.masker is not None and trainer.masker.is_trainable
+    save_file(policy_state(trainer), f"{target}-policy.safetensors")
+    save_file(mask_state(trainer) if trainable else {"none": torch.zeros(1)}, f"{target}-mask.safetensors")
+    content = {"log": logged(trainer), "metrics": metrics}
+    Path(f"{target}.json").write_text(json.dumps(content), encoding="utf-8")
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    processes, rank = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
+    for name in sys.argv[2:]:
+        trainer = run_case(name, Path(sys.argv[1]), processes, rank)
+        assert trainer.accelerator.num_processes == processes
+        assert type(trainer.model_wrapped) is torch.nn.parallel.DistributedDataParallel
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

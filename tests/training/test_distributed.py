@@ -1,0 +1,123 @@
+"""Two processes (gloo, on the CPU) equal one process on the same global batch: weights after some steps, mask weights, all
+that is logged, and evaluation of sets whose last batch is short."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from .parallel_cases import CASES, run_case
+from .running import assert_close, assert_same, moved, steps_of, without_clocks
+
+ROOT = Path(__file__).resolve().parents[2]
+DEFAULT = ("full-learned", "lora-independent", "full-activation")
+LONG = tuple(name for name in CASES if name not in DEFAULT)
+
+
+def launch(folder: Path, names: Iterable[str], processes: int = 2, timeout: float = 120) -> None:
+    """Run cases in processes of their own; the first failure or the time limit ends them all."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {
+        **os.environ,
+        "WORLD_SIZE": str(processes),
+        "LOCAL_WORLD_SIZE": str(processes),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, "-m", "tests.training.parallel_cases", str(folder), *names]
+    logs = [(folder / f"process-{rank}.log").open("w+") for rank in range(processes)]
+    started = [
+        subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+        for rank, log in enumerate(logs)
+    ]
+    try:
+        for process in started:
+            process.wait(timeout)
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+        output = []
+        for log in logs:
+            log.seek(0)
+            output.append(log.read()[-4000:])
+            log.close()
+    assert [process.returncode for process in started] == [0] * processes, "\n".join(output)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Case name → folder with its results by one and by two processes; all default cases are launched at once."""
+    folder = tmp_path_factory.mktemp("parallel")
+    launched: set[str] = set()
+
+    def get(name: str) -> Path:
+        if name not in launched:
+            group = DEFAULT if name in DEFAULT else (name,)
+            launch(folder, group)
+            launched.update(group)
+        run_case(name, folder, processes=1)
+        return folder
+
+    return get
+
+
+def read(folder: Path, name: str, processes: int, rank: int = 0) -> dict[str, Any]:
+    stem = f"{name}-of{processes}-rank{rank}"
+    return {
+        "policy": load_file(folder / f"{stem}-policy.safetensors"),
+        "mask": load_file(folder / f"{stem}-mask.safetensors"),
+        **json.loads((folder / f"{stem}.json").read_text()),
+    }
+
+
+def check(folder: Path, name: str) -> None:
+    one, two, other = read(folder, name, 1), read(folder, name, 2), read(folder, name, 2, rank=1)
+    for part in ("policy", "mask"):
+        assert_same(two[part], other[part])  # the processes agree bit for bit
+        assert_close(one[part], two[part], rtol=5e-4, atol=5e-6)
+    steps = [list(steps_of(run["log"])) for run in (one, two)]
+    assert len(steps[0]) == len(steps[1]) == steps[0][-1]["step"]
+    for mine, theirs in zip(*steps, strict=True):
+        assert_close(mine, theirs, rtol=1e-3, atol=1e-5)
+    assert_close(without_clocks(one["metrics"]), without_clocks(two["metrics"]), rtol=1e-3, atol=1e-5)
+    assert_same(without_clocks(two["metrics"]), without_clocks(other["metrics"]))
+    assert two["metrics"]["eval_5_loss"] != two["metrics"]["eval_7_loss"]
+
+
+@pytest.mark.parametrize("name", DEFAULT)
+def test_two_processes_equal_one(results: Callable[[str], Path], name: str) -> None:
+    check(results(name), name)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", LONG)
+def test_two_processes_equal_one_in_all_settings(results: Callable[[str], Path], name: str) -> None:
+    check(results(name), name)
+
+
+def test_the_steps_are_far_larger_than_the_tolerance(results: Callable[[str], Path]) -> None:
+    folder = results("full-learned")
+    from tests.support import perturbed, tiny_model
+
+    start = dict(perturbed(tiny_model("gpt2")).named_parameters())
+    end = read(folder, "full-learned", 1)["policy"]
+    assert moved({name: start[name].detach() for name in end}, end) > 1e-2
