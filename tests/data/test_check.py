@@ -10,6 +10,7 @@ from rich.console import Console
 from tests.data.data_support import shared_file
 
 from sparsepo.data import CheckError, CheckSettings, DataError, check_preferences, load_preference_data
+from sparsepo.data.lengths import tokenize_rows
 
 PAIRS = [{"prompt": f"w{i} a", "chosen": f" w{i} b", "rejected": f" w{i} c"} for i in range(8)]
 
@@ -396,3 +397,26 @@ def test_real_transcripts() -> None:
     assert report.findings["empty_completion"].count == 4
     assert set(clean.column_names) == {"prompt", "chosen", "rejected", "row_id"}
     assert not {86, 1254, 1688} & set(clean["row_id"])
+
+
+def test_token_counts_are_of_the_rows_that_stay(tokenizer: Any) -> None:
+    _, report = check_preferences([LONG, {**LONG, "prompt": "a b c d e f g"}], tokenizer, max_length=7)
+    assert report.findings["prompt_fills"].examples[0]["row"] == 1
+    assert (report.tokens.rows, report.tokens.lost, report.tokens.prompt_longest) == (1, 1, 3)
+
+
+@pytest.mark.parametrize("rows", [PAIRS, CHAT, [LONG]], ids=["plain", "conversational", "uneven"])
+def test_lengths_are_those_that_trl_trains_on(rows: list[dict], tokenizer: Any, tmp_path: Any) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+    from trl import DPOConfig, DPOTrainer
+
+    config = GPT2Config(vocab_size=len(tokenizer), n_embd=8, n_layer=1, n_head=1, bos_token_id=1, eos_token_id=1)
+    args = DPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to=[])
+    models = {"model": GPT2LMHeadModel(config), "ref_model": GPT2LMHeadModel(config)}
+    trainer = DPOTrainer(**models, args=args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
+    for theirs, ours in zip(trainer.train_dataset, tokenize_rows(rows, tokenizer), strict=True):
+        assert [theirs[f"{name}_ids"] for name in ("prompt", "chosen", "rejected")] == [
+            ours.prompt,
+            ours.chosen,
+            ours.rejected,
+        ]

@@ -54,10 +54,12 @@ class Checker:
         if self.tokenizer is not None:
             readable = [i for i, problems in enumerate(found) if self._stays(problems)]
             for i, tokens in zip(readable, self._tokens([resolved[i] for i in readable]), strict=True):
-                is_new = numbers[i] > self._last_counted
-                found[i].extend(
-                    [tokens] if isinstance(tokens, Problem) else self._length_problems(resolved[i], tokens, is_new)
-                )
+                if isinstance(tokens, Problem):
+                    found[i].append(tokens)
+                    continue
+                found[i].extend(self._length_problems(resolved[i], tokens))
+                if numbers[i] > self._last_counted and self._stays(found[i]):
+                    self._measure(tokens)
         return [self._count(problems, number) for problems, number in zip(found, numbers, strict=True)]
 
     def _tokens(self, rows: list[Row]) -> list[TokenizedRow | Problem]:
@@ -90,21 +92,34 @@ class Checker:
         elif self.eval_prompts and prompt_digest(row) in self.eval_prompts:
             yield Problem("eval_prompt", "prompt", "in the eval data")
 
-    def _length_problems(self, row: Row, tokens: TokenizedRow, is_new: bool) -> Iterator[Problem]:
-        yield from _weight_counts(row, tokens, self.tokenizer)
-        prompt, limit = len(tokens.prompt), self.max_length
-        if self.max_prompt_length is not None and prompt > self.max_prompt_length:
-            detail = f"{prompt} tokens, the last {self.max_prompt_length} stay"
-            yield Problem("prompt_cut", "prompt", detail)
-            prompt = self.max_prompt_length
+    def _room(self, tokens: TokenizedRow) -> tuple[int, int | None]:
+        """Tokens of the prompt that stay, and the room that max_length leaves a response (None: no limit)."""
+        prompt = len(tokens.prompt)
+        if self.max_prompt_length is not None:
+            prompt = min(prompt, self.max_prompt_length)
+        if self.max_length is None:
+            return prompt, None
+        is_after = self.settings.truncation_mode == "keep_start"
+        return prompt, max(self.max_length - prompt, 0) if is_after else self.max_length
+
+    def _measure(self, tokens: TokenizedRow) -> None:
+        """Lengths of a row that stays."""
+        prompt, room = self._room(tokens)
         lengths = (len(tokens.chosen), len(tokens.rejected))
-        keeps_start = self.settings.truncation_mode == "keep_start"
-        room = None if limit is None else max(limit - prompt, 0) if keeps_start else limit
+        lost = 0 if room is None else sum(max(length - room, 0) for length in lengths)
+        self.report.tokens.add(prompt, lengths, lost)
+
+    def _length_problems(self, row: Row, tokens: TokenizedRow) -> Iterator[Problem]:
+        yield from _weight_counts(row, tokens, self.tokenizer)
+        prompt, room = self._room(tokens)
+        if prompt < len(tokens.prompt):
+            yield Problem("prompt_cut", "prompt", f"{len(tokens.prompt)} tokens, the last {prompt} stay")
+        lengths = (len(tokens.chosen), len(tokens.rejected))
         kept = lengths if room is None else (min(lengths[0], room), min(lengths[1], room))
-        if is_new:
-            self.report.tokens.add(prompt, lengths, sum(lengths) - sum(kept))
         if room == 0:
-            yield Problem("prompt_fills", "prompt", f"{prompt} tokens, max_length is {limit}: no room for a response")
+            yield Problem(
+                "prompt_fills", "prompt", f"{prompt} tokens, max_length is {self.max_length}: no room for a response"
+            )
             return
         for side, length, stays in zip(SIDES, lengths, kept, strict=True):
             if stays == length:
@@ -114,7 +129,8 @@ class Checker:
             yield Problem("truncated", side, detail)
             if self.settings.max_lost is not None and lost > self.settings.max_lost:
                 yield Problem("lost", side, detail)
-        cut = [ids[:room] if keeps_start or room is None else ids[-room:] for ids in (tokens.chosen, tokens.rejected)]
+        is_end = self.settings.truncation_mode == "keep_end" and room is not None
+        cut = [ids[-room:] if is_end else ids[:room] for ids in (tokens.chosen, tokens.rejected)]  # type: ignore[operator]
         if cut[0] == cut[1]:
             is_cut = kept != lengths
             detail = f"they differ only beyond the {len(cut[0])} tokens that stay" if is_cut else "the same tokens"

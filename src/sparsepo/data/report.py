@@ -65,7 +65,7 @@ class Finding:
 
 @dataclass
 class TokenCounts:
-    """Lengths in tokens, where a tokenizer was given. Lost: response tokens beyond max_length."""
+    """Lengths in tokens of the rows that stay, where a tokenizer was given. Lost: response tokens beyond max_length."""
 
     rows: int = 0
     prompt_total: int = 0
