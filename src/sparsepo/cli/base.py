@@ -11,25 +11,25 @@ USAGE_ERROR = 2
 RUN_ERROR = 1
 INTERRUPTED = 130
 
-# Names that people bring from other versions or libraries, and what stands here instead
+# Names that people bring from other versions or libraries → what stands here instead, and a word on it
 RENAMED = {
-    "warmup_ratio": "use warmup_steps, where a value below 1 is a share of all steps",
-    "evaluation_strategy": "use eval_strategy",
-    "torch_dtype": "use dtype",
-    "no_cuda": "use use_cpu",
-    "ref_model": "use ref_model_name_or_path",
-    "reference_model": "use ref_model_name_or_path",
-    "model": "use model_name_or_path",
-    "dataset": "use dataset_name",
-    "train_dataset": "use dataset_name",
-    "train_file": "use dataset_name, which takes a file as well",
-    "reference_free": "use objective=simpo, which has no reference",
-    "rpo_alpha": "use sft_weight",
-    "loss": "use objective for the loss, loss_type for its link",
-    "batch_size": "use per_device_train_batch_size",
-    "lr": "use learning_rate",
-    "epochs": "use num_train_epochs",
-    "max_completion_length": "use max_length and max_prompt_length",
+    "warmup_ratio": ("warmup_steps", "a value below 1 is a share of all steps"),
+    "evaluation_strategy": ("eval_strategy", ""),
+    "torch_dtype": ("dtype", ""),
+    "no_cuda": ("use_cpu", ""),
+    "ref_model": ("ref_model_name_or_path", ""),
+    "reference_model": ("ref_model_name_or_path", ""),
+    "model": ("model_name_or_path", ""),
+    "dataset": ("dataset_name", ""),
+    "train_dataset": ("dataset_name", ""),
+    "train_file": ("dataset_name", "it takes files as well"),
+    "reference_free": ("objective", "simpo has no reference"),
+    "rpo_alpha": ("sft_weight", ""),
+    "loss": ("loss_type", "the link; objective is the loss"),
+    "batch_size": ("per_device_train_batch_size", ""),
+    "lr": ("learning_rate", ""),
+    "epochs": ("num_train_epochs", ""),
+    "lora_rank": ("lora_r", ""),
 }
 
 
@@ -45,9 +45,10 @@ def suggest(name: str, known: Iterable[str]) -> str:
 
 def advise(name: str, known: Iterable[str]) -> str:
     """As :func:`suggest`, and knows the names of other libraries. ``name`` and ``known`` without leading dashes."""
-    name = name.replace("-", "_")
-    if name in RENAMED:
-        return f"; {RENAMED[name]}"
+    name, known = name.replace("-", "_"), set(known)
+    instead, remark = RENAMED.get(name, ("", ""))
+    if name not in known and instead in known:
+        return f"; use {instead}{f' ({remark})' if remark else ''}"
     return suggest(name, known)
 
 
@@ -73,10 +74,10 @@ class CommandParser(argparse.ArgumentParser):
         name = flag.split("=", 1)[0]
         if len(name.lstrip("-")) == 1:
             return f"unknown flag {name}"
-        known = {option.lstrip("-").replace("-", "_"): option for option in self.long_options()}
+        known = {option.lstrip("-").replace("-", "_") for option in self.long_options()}
         advice = advise(name.lstrip("-"), known)
-        for plain, option in known.items():
-            advice = advice.replace(f"did you mean {plain}?", f"did you mean {option}?")
+        for words in ("did you mean ", "use "):
+            advice = advice.replace(words, f"{words}--")
         return f"unknown flag {name}{advice}"
 
     def long_options(self) -> list[str]:

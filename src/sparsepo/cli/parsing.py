@@ -118,7 +118,8 @@ def fitted(value: Any, hint: Any) -> Any:
     if isinstance(hint, type) and issubclass(hint, Enum):
         allowed = [member.value for member in hint]
         if value not in allowed:
-            raise ValueError(f"is not one of {', '.join(map(str, allowed))}")
+            hint_at_no = " (put it in quotes: YAML reads a bare no as false)" if value is False else ""
+            raise ValueError(f"is not one of {', '.join(map(str, allowed))}{hint_at_no}")
         return value
     if dataclasses.is_dataclass(hint):
         return _mapping(value)
