@@ -55,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
 
     from .models import check_model_name, positions_of
     from .progress import quiet_settings
+    from .tables import say
 
     if args.json is not None and not Path(args.json).expanduser().parent.is_dir():
         raise CliError(f"--json {args.json}: there is no folder {Path(args.json).parent}.")
@@ -65,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     quiet_settings(config, set())
     positions = positions_of(name, args.trust_remote_code)
     if positions is not None and config.max_length > positions:
-        console.print(f"max_length {config.max_length} → {positions}: the model has no more positions")
+        say(console, f"max_length {config.max_length} → {positions}: the model has no more positions")
         config.max_length = positions
     tokenizer = _tokenizer(name, args)
     dataset, report = _pairs(args, config, tokenizer)
@@ -241,11 +242,11 @@ def _without_prefix(metrics: dict[str, Any]) -> dict[str, float]:
 
 
 def _show(result: dict[str, Any], console: Any) -> None:
-    from .tables import metrics_table
+    from .tables import metrics_table, say
 
     objective = result["objective"]
     settings = ", ".join(f"{name} {value}" for name, value in objective.items() if name != "name" and value)
-    console.print(f"objective {objective['name']} ({settings}); reference {result['reference'] or 'none'}")
+    say(console, f"objective {objective['name']} ({settings}); reference {result['reference'] or 'none'}")
     speed = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
     metrics = {name: value for name, value in result["metrics"].items() if name not in speed}
     console.print(metrics_table(f"{result['model']} on {result['pairs']} pairs", {"value": metrics}, everything=True))

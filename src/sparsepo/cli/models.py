@@ -51,6 +51,21 @@ def init_kwargs(model_args: Any, config: Any) -> dict[str, Any]:
     return {**kwargs, **(config.model_init_kwargs or {})}
 
 
+def adapter_config(model_args: Any) -> Any:
+    """TRL's LoRA configuration of the flags, or None without ``use_peft``.
+
+    TRL turns a list of one target module into a text, which PEFT reads as a pattern of whole module paths: a plain name
+    would match nothing.
+    """
+    from trl import get_peft_config
+
+    config = get_peft_config(model_args)
+    targets = getattr(config, "target_modules", None)
+    if isinstance(targets, str) and targets.isidentifier():
+        config.target_modules = {targets}
+    return config
+
+
 def load_model(name: str, kwargs: dict[str, Any]) -> Any:
     """A causal language model with its dtype as a torch type.
 

@@ -23,6 +23,7 @@ from sparsepo.data.rules import prompt_digest, resolve_row
 
 from .arguments import TrainArguments
 from .base import CliError
+from .tables import say
 
 _ALL_KINDS = (*PREFERENCE_KINDS, *PAIRABLE_KINDS)
 _PAIR_FLAGS = ("pairs", "pairs_margin", "pairs_cap")
@@ -176,8 +177,7 @@ def _made_pairs(request: DataRequest, rows: Any, source: str, kind: str) -> Any:
     )
     make = pairs_from_scored if kind == "scored" else pairs_from_votes
     pairs, report = make(rows, settings)
-    if request.console is not None:
-        request.console.print(f"{source}: {'; '.join(report.lines())}", highlight=False, markup=False)
+    say(request.console, f"{source}: {'; '.join(report.lines())}")
     if not pairs:
         raise CliError(f"{source}: no pairs could be made: {'; '.join(report.lines())}.")
     return Dataset.from_list([{name: row[name] for name in ("prompt", "chosen", "rejected")} for row in pairs])
@@ -231,6 +231,5 @@ def _split(request: DataRequest, dataset: Any) -> tuple[Any, Any]:
         {"prompt": prompt_digest(resolve_row(row, form)[0]).hex(), "index": index} for index, row in enumerate(dataset)
     ]
     train, held_out = split_by_prompt(rows, request.own.eval_fraction or 0.0, request.config.seed)
-    if request.console is not None:
-        request.console.print(f"evaluation data: {len(held_out):,} pairs set apart, {len(train):,} left to train on")
+    say(request.console, f"evaluation data: {len(held_out):,} pairs set apart, {len(train):,} left to train on")
     return dataset.select([row["index"] for row in train]), dataset.select([row["index"] for row in held_out])

@@ -64,9 +64,9 @@ def parser() -> Any:
 
 def _train(settings: SftSettings, arguments: list[str]) -> None:
     from rich.console import Console
-    from trl import SFTTrainer, get_peft_config, get_quantization_config
+    from trl import SFTTrainer, get_quantization_config
 
-    from .models import check_model_name, init_kwargs
+    from .models import adapter_config, check_model_name, init_kwargs
     from .progress import quiet_settings, shorten_logs
     from .run_folder import claim_output_dir, resume_point
 
@@ -96,7 +96,7 @@ def _train(settings: SftSettings, arguments: list[str]) -> None:
         eval_dataset=evaluation,
         processing_class=tokenizer,
         quantization_config=get_quantization_config(settings.model),
-        peft_config=get_peft_config(settings.model),
+        peft_config=adapter_config(settings.model),
     )
     shorten_logs(trainer)
     trainer.train(resume_from_checkpoint=resume)
@@ -132,14 +132,14 @@ def _texts(settings: SftSettings, console: Any) -> tuple[Any, Any]:
 
 
 def _rows_of(sources: list[str], settings: SftSettings, split: str, console: Any) -> Any:
+    from .tables import say
     from .texts import load_texts, sft_row
 
     local = [source for source in sources if Path(source).expanduser().exists() or settings.own.text_files]
     if local:
         dataset, counts = load_texts(sources)
-        if console is not None:
-            found = ", ".join(f"{count:,} {what}" for what, count in counts.items())
-            console.print(f"{', '.join(sources)}: rows {found}", highlight=False, markup=False)
+        found = ", ".join(f"{count:,} {what}" for what, count in counts.items())
+        say(console, f"{', '.join(sources)}: rows {found}")
         return dataset
     from datasets import load_dataset
 
@@ -158,6 +158,7 @@ def _new_model(settings: SftSettings, train: Any, console: Any) -> tuple[Any, An
     from transformers import AutoTokenizer
 
     from .small_models import model_from_config, train_tokenizer
+    from .tables import say
     from .texts import as_text
 
     own = settings.own
@@ -171,9 +172,8 @@ def _new_model(settings: SftSettings, train: Any, console: Any) -> tuple[Any, An
     positions = getattr(model.config, "max_position_embeddings", None)
     if isinstance(positions, int):
         tokenizer.model_max_length = positions
-    if console is not None:
-        size = sum(parameter.numel() for parameter in model.parameters())
-        console.print(f"New {model.config.model_type} of {size:,} parameters, vocabulary of {len(tokenizer):,}")
+    size = sum(parameter.numel() for parameter in model.parameters())
+    say(console, f"New {model.config.model_type} of {size:,} parameters, vocabulary of {len(tokenizer):,}")
     return model, tokenizer
 
 
@@ -185,7 +185,7 @@ def _finish(
     from sparsepo.training.trl_bridge import versions
 
     from .run_folder import command_line, write_summary
-    from .tables import final_evaluation, last_logged, metrics_table
+    from .tables import final_evaluation, last_logged, metrics_table, say
 
     config = settings.config
     columns = {"training (last logged)": last_logged(trainer.state.log_history)}
@@ -213,6 +213,6 @@ def _finish(
         console.print(metrics_table(f"sft: {trainer.state.global_step} steps", columns))
         loss = columns.get("evaluation", {}).get("loss")
         if loss is not None:
-            console.print(f"evaluation perplexity {math.exp(min(loss, 50)):.4g}")
-        console.print(f"Saved in {config.output_dir}")
+            say(console, f"evaluation perplexity {math.exp(min(loss, 50)):.4g}")
+        say(console, f"Saved in {config.output_dir}")
     trainer.end()

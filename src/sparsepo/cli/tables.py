@@ -76,6 +76,12 @@ def metrics_table(title: str, columns: Mapping[str, Mapping[str, Any]], everythi
     return table
 
 
+def say(console: Any, text: str) -> None:
+    """Print a line as it is, unwrapped; nothing on processes without a console."""
+    if console is not None:
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
 def shown(value: Any) -> str:
     """A number with four significant digits."""
     if value is None:

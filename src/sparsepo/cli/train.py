@@ -115,13 +115,13 @@ def _train(settings: TrainSettings, arguments: list[str]) -> None:
 def _fit_length(settings: TrainSettings, name: str, console: Any) -> None:
     """No longer rows than the model has positions: beyond them some models crash and others answer nonsense."""
     from .models import positions_of
+    from .tables import say
 
     config = settings.config
     positions = positions_of(name, config.trust_remote_code)
     if positions is None or (config.max_length is not None and config.max_length <= positions):
         return
-    if console is not None:
-        console.print(f"max_length {config.max_length} → {positions}: the model has no more positions")
+    say(console, f"max_length {config.max_length} → {positions}: the model has no more positions")
     config.max_length = positions
     if config.max_prompt_length is not None and config.max_prompt_length >= positions:
         raise CliError(
@@ -142,11 +142,11 @@ def _tokenizer(settings: TrainSettings, name: str) -> Any:
 
 
 def _trainer(settings: TrainSettings, name: str, tokenizer: Any, sets: Any) -> Any:
-    from trl import get_peft_config, get_quantization_config
+    from trl import get_quantization_config
 
     from sparsepo.training import SparsePOTrainer
 
-    from .models import init_kwargs, is_adapter, load_adapter, load_model
+    from .models import adapter_config, init_kwargs, is_adapter, load_adapter, load_model
 
     config = settings.config
     kwargs = init_kwargs(settings.model, config)
@@ -170,7 +170,7 @@ def _trainer(settings: TrainSettings, name: str, tokenizer: Any, sets: Any) -> A
         eval_dataset=sets.evaluation,
         processing_class=tokenizer,
         quantization_config=get_quantization_config(settings.model),
-        peft_config=get_peft_config(settings.model),
+        peft_config=adapter_config(settings.model),
     )
 
 
@@ -181,7 +181,7 @@ def _finish(
     from sparsepo.training.trl_bridge import versions
 
     from .run_folder import SUMMARY, command_line, write_summary
-    from .tables import final_evaluation, last_logged, metrics_table
+    from .tables import final_evaluation, last_logged, metrics_table, say
 
     config = settings.config
     columns = {"training (last logged)": last_logged(trainer.state.log_history)}
@@ -212,5 +212,5 @@ def _finish(
         trainer.push_to_hub(dataset_name=settings.script.dataset_name)
     if console is not None:
         console.print(metrics_table(f"{trainer.objective.name}: {trainer.state.global_step} steps", columns))
-        console.print(f"Saved in {config.output_dir}; all numbers and settings in {config.output_dir}/{SUMMARY}")
+        say(console, f"Saved in {config.output_dir}; all numbers and settings in {config.output_dir}/{SUMMARY}")
     trainer.end()
