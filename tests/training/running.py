@@ -115,7 +115,7 @@ def assert_close(left: dict[str, Any], right: dict[str, Any], rtol: float, atol:
 
 def moved(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> float:
     """Largest change of any weight."""
-    return max(float((after[name] - value).abs().max()) for name, value in before.items())
+    return max(float((after[name] - value.detach()).abs().max()) for name, value in before.items())
 
 
 def steps_of(history: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
