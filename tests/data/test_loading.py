@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 from datasets import Dataset, DatasetDict, IterableDataset
-from tests.data.data_support import shared_file, write_lines
 
 from sparsepo.data import DataError, format_of, load_preference_data
+from tests.data.data_support import shared_file, write_lines
 
 PAIRS = [{"prompt": f"p{i}", "chosen": f" good {i}", "rejected": f" bad {i}"} for i in range(10)]
 CHAT = [
