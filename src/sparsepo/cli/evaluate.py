@@ -166,6 +166,9 @@ def _reference_name(args: argparse.Namespace, name: str, saved: dict[str, Any]) 
 
     if args.ref_model is not None:
         return str(args.ref_model)
+    moved = Path(name) / "reference"  # with sync_ref_model the reference moved, and was saved beside the policy
+    if (moved / "config.json").is_file():
+        return str(moved)
     if is_adapter(name):
         from peft import PeftConfig
 
