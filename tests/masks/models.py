@@ -93,11 +93,11 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def tiny_model(name: str) -> nn.Module:
+def tiny_model(name: str, **changes: Any) -> nn.Module:
     """A random model whose every parameter is random: norm weights and biases too, so that no site is trivial."""
     config_class, settings = MODELS[name]
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(getattr(transformers, config_class)(**settings)).eval()
+    model = AutoModelForCausalLM.from_config(getattr(transformers, config_class)(**{**settings, **changes})).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))

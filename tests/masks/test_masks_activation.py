@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -108,20 +107,6 @@ def test_means_below_rounding_are_zero() -> None:
     torch.testing.assert_close(feature_mean(shifted), torch.full((50,), 1e-4), rtol=2e-3, atol=0)
     assert feature_mean(values.bfloat16()).dtype == torch.float32
     torch.testing.assert_close(feature_mean(values), values.mean(-1))
-
-
-@contextmanager
-def rotary_inputs_and_outputs(model: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """What the architecture's own rotary function returns, call by call."""
-    namespace = sys.modules[type(model).__module__]
-    rotate, calls = namespace.apply_rotary_pos_emb, []
-
-    def spy(*args: Any, **kwargs: Any) -> Any:
-        calls.append(rotate(*args, **kwargs))
-        return calls[-1]
-
-    with patch.object(namespace, "apply_rotary_pos_emb", spy):
-        yield calls
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -366,6 +351,95 @@ def test_peft_model_with_adapters_disabled_is_the_reference() -> None:
         for site, values in expected.items():
             torch.testing.assert_close(sites[site], values)
         assert not torch.allclose(with_adapters["attn.v.0"], expected["attn.v.0"])
+
+
+@pytest.mark.parametrize("how", ["lora", "copy"])
+@pytest.mark.parametrize("name", ["llama", "gemma2"])
+def test_adapted_head_is_read_as_the_forward_uses_it(name: str, how: str) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    ids, base = tokens(), tiny_model(name, tie_word_embeddings=False)
+    with torch.no_grad(), record_sites(base, ["logits"]) as expected:
+        base(ids)
+    where = {"target_modules": ["q_proj", "lm_head"] if how == "lora" else ["q_proj"]}
+    if how == "copy":
+        where["modules_to_save"] = ["lm_head"]
+    adapted = get_peft_model(base, LoraConfig(r=2, task_type="CAUSAL_LM", **where))
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.5)
+        with adapted.disable_adapter(), record_sites(adapted, ["logits"]) as sites:
+            adapted(ids)
+    torch.testing.assert_close(sites["logits"], expected["logits"])
+
+
+class HomeMade(nn.Module):
+    """No Hugging Face architecture: attention and MLP in parallel, their sum normalised, names of its own."""
+
+    class Block(nn.Module):
+        class CausalAttn(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.qkv, self.back = nn.Linear(8, 24), nn.Linear(8, 8)
+
+            def forward(self, x: Tensor) -> Tensor:
+                q, k, v = self.qkv(x).chunk(3, -1)
+                return self.back(F.scaled_dot_product_attention(q, k, v, is_causal=True))
+
+        class GluMlp(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.one, self.two = nn.Linear(8, 12), nn.Linear(12, 8)
+
+            def forward(self, x: Tensor) -> Tensor:
+                return self.two(self.one(x).tanh())
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.mixing, self.thinking, self.post = self.CausalAttn(), self.GluMlp(), nn.RMSNorm(8)
+
+        def forward(self, hidden_states: Tensor) -> tuple[Tensor]:
+            both = self.mixing(hidden_states) + self.thinking(hidden_states)
+            return (hidden_states + self.post(both),)
+
+    class Backbone(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.stack = nn.Embedding(99, 8), nn.ModuleList([HomeMade.Block() for _ in range(3)])
+
+        def forward(self, input_ids: Tensor) -> tuple[Tensor]:
+            x = self.embed(input_ids)
+            for block in self.stack:
+                (x,) = block(hidden_states=x)
+            return (x,)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.base_model, self.head = self.Backbone(), nn.Linear(8, 99)
+        self.config = SimpleNamespace(num_hidden_layers=3, hidden_size=8, model_type="home_made")
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.head
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return self.head(self.base_model(input_ids)[0])
+
+
+def test_unknown_architecture_is_served_by_what_its_modules_are() -> None:
+    torch.manual_seed(0)
+    model, ids = HomeMade(), tokens()
+    with torch.no_grad(), record_sites(model, GROUPS) as sites:
+        logits = model(ids)
+    per_block = ("attn.out", "mlp.act", "resid.norm0", "resid.after_attn", "resid.mlp", "resid.block")
+    once = {"resid.embeddings", "resid.final", "logits"}
+    assert set(sites) == once | {f"{site}.{layer}" for site in per_block for layer in range(3)}
+    torch.testing.assert_close(sites["logits"], logits.mean(-1))
+    block, x = model.base_model.stack[0], model.base_model.embed(ids)
+    attended = block.mixing(x)
+    # in parallel there is no stream between attention and MLP: the attention's output stands for it
+    torch.testing.assert_close(sites["resid.after_attn.0"], attended.mean(-1).detach())
+    torch.testing.assert_close(sites["mlp.act.0"], block.thinking.one(x).tanh().mean(-1).detach())
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "gemma3", "opt", "gpt_neox", "qwen3_moe", "mamba"])

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import LoraConfig
+from tests.support import preference_rows, tiny_model, tiny_tokenizer
 from transformers import PrinterCallback
 
 from sparsepo import SparsePOConfig, SparsePOTrainer
 from sparsepo.training.step import MASK_ATTRIBUTE
-from tests.support import preference_rows, tiny_model, tiny_tokenizer
 
 # Trainer's clocks
 _TIMES = ("runtime", "per_second", "preparation_time")
@@ -115,7 +115,7 @@ def assert_close(left: dict[str, Any], right: dict[str, Any], rtol: float, atol:
 
 def moved(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> float:
     """Largest change of any weight."""
-    return max(float((after[name] - value).abs().max()) for name, value in before.items())
+    return max(float((after[name] - value.detach()).abs().max()) for name, value in before.items())
 
 
 def steps_of(history: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:

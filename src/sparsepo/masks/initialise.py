@@ -66,15 +66,14 @@ def fit_to_targets(
         mask.reset_parameters()
     device = states[0].device
     index = torch.zeros(len(target), dtype=torch.int64, device=device), torch.arange(len(target), device=device)
-    was_training, needed = mask.training, [p.requires_grad for p in mask.parameters()]
-    mask.eval().requires_grad_(True)
+    needed = [p.requires_grad for p in mask.parameters()]
+    mask.requires_grad_(True)
     try:
         with torch.enable_grad():
             _descend(mask, states, index, targets, steps, learning_rate, weight_decay)
         with torch.no_grad():
             fitted = mask.compact_masks(states, index)
     finally:
-        mask.train(was_training)
         for parameter, need in zip(mask.parameters(), needed, strict=True):
             parameter.requires_grad_(need)
     return {name: _quality(m, t) for name, m, t in zip(mask.heads, fitted, targets, strict=True)}

@@ -82,12 +82,9 @@ class ModelLayout:
 
     @property
     def head(self) -> nn.Module | None:
-        """The language-model head, without adapters."""
+        """The language-model head."""
         get: Any = getattr(self.model, "get_output_embeddings", None)
-        head = get() if get is not None else None
-        for name in ("original_module", "base_layer"):  # PEFT's wrappers: the reference's is the one inside
-            head = getattr(head, name, head)
-        return head
+        return get() if get is not None else None
 
     @property
     def rotates(self) -> bool:

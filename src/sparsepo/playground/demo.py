@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 from transformers import AutoModelForCausalLM
@@ -99,7 +102,7 @@ def run_demo(
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
-    with quiet_libraries():
+    with quiet_libraries(), _one_thread():
         run = _Run(output_dir, preference_training, settings, Stages(console, STAGES))
         results = run()
     results["seconds"] = round(time.perf_counter() - start, 1)
@@ -115,6 +118,18 @@ def run_demo(
         f"[green]✓[/] done in {results['seconds']:.0f} s. A plain Hugging Face model:", output_dir, soft_wrap=True
     )
     return results
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """One CPU thread: a second gains little on a model this small, costs much on a busy machine (threads that wait for
+    each other spin), and would make the numbers depend on the number of cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class _Run:
@@ -266,6 +281,9 @@ def _show_responses(console: Console, run: _Run, count: int) -> None:
     console.print(legend(coloured))
     batch, scores = run.scored[0]
     pairs = len(batch["input_ids"]) // 2
+    grid = Table.grid(padding=(0, 1))
+    grid.add_column(justify="right", no_wrap=True)
+    grid.add_column()
     for row in range(min(count, pairs)):
         for title, side, line in (("chosen", scores.chosen, row), ("rejected", scores.rejected, pairs + row)):
             keep = side.response_mask[row].cpu()
@@ -273,9 +291,9 @@ def _show_responses(console: Console, run: _Run, count: int) -> None:
             words = run.tokenizer.convert_ids_to_tokens(ids)
             assert side.reward_mask is not None
             mask = side.reward_mask[row].cpu()[keep].tolist()
-            console.print(
-                Text(f"{title:>9} ", style="green" if title == "chosen" else "red")
-                + masked_text(words, mask, run.world, largest, coloured),
-                soft_wrap=not coloured,
+            grid.add_row(
+                Text(title, style="green" if title == "chosen" else "red"),
+                masked_text(words, mask, run.world, largest, coloured),
             )
-        console.print()
+        grid.add_row("", "")
+    console.print(grid)

@@ -16,6 +16,7 @@ from .world import World
 from .yardstick import SCORES
 
 # Backgrounds from a small to a large mask; the text stays readable on each
+ZERO_STYLE = "dim"
 SHADES = ("#1f3348", "#1f5178", "#1c73a8", "#2f9bd0", "#8fd3f4")
 
 
@@ -116,11 +117,12 @@ def auc_table(results: dict[str, Any]) -> Table:
     table = Table(
         title="AUC for preference words, on held-out pairs",
         title_justify="left",
-        caption="content: among content words only. A mask reads the position before its token; ceiling: all it can know.",
+        caption="content: among content words only. ¹ sees its token. ² P(preference word | prefix) of the reference: all "
+        "that a mask can know, which is read before its token.",
         caption_justify="left",
     )
-    table.add_column("")
-    for title in ("chosen", "rejected", "chosen, content", "rejected, content"):
+    table.add_column("", no_wrap=True)
+    for title in ("chosen", "rejected", "chosen content", "rejected content"):
         table.add_column(title, justify="right")
     for name, row in results["auc"].items():
         values = (row[key] for key in ("chosen", "rejected", "chosen_open_class", "rejected_open_class"))
@@ -136,7 +138,7 @@ def legend(coloured: bool) -> Text:
     """How :func:`masked_text` is to be read."""
     text = Text("reward mask: ")
     if coloured:
-        text.append(" zero ", style="dim strike")
+        text.append(" zero ", style=ZERO_STYLE)
         text.append(" ")
         for i, shade in enumerate(SHADES):
             text.append({0: " small ", len(SHADES) - 1: " large "}.get(i, "   "), style=_shade_style(shade))
@@ -150,7 +152,7 @@ def legend(coloured: bool) -> Text:
 def masked_text(words: Sequence[str], mask: Sequence[float], world: World, largest: float, coloured: bool) -> Text:
     """A response with each word's mask: by background colour, or by a digit where there is no colour.
 
-    Exact zeros (struck through and dim, or the digit 0) look different from small values.
+    Exact zeros (dim, without background, or the digit 0) look different from small values.
     """
     text = Text()
     for i, (word, value) in enumerate(zip(words, mask, strict=True)):
@@ -160,7 +162,7 @@ def masked_text(words: Sequence[str], mask: Sequence[float], world: World, large
             text.append(" ")
         if coloured:
             shade = SHADES[min(int(share * len(SHADES)), len(SHADES) - 1)]
-            style = "dim strike" if value == 0 else _shade_style(shade)
+            style = ZERO_STYLE if value == 0 else _shade_style(shade)
             text.append(word + sign, style=f"{style} bold underline" if sign else style)
         else:
             digit = 0 if value == 0 else 1 + min(int(share * 9), 8)

@@ -162,7 +162,9 @@ def train_sft(
     if on_step is not None:
         trainer.add_callback(ProgressCallback(on_step))
     trainer.train()
-    trainer.save_model(str(output_dir))
+    # not trainer.save_model, which leaves a pickle of its arguments beside the model
+    trainer.model.save_pretrained(output_dir)
+    tokenizer.save_pretrained(output_dir)
     return AutoModelForCausalLM.from_pretrained(output_dir)
 
 

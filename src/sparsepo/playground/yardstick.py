@@ -27,10 +27,10 @@ SIDES = ("chosen", "rejected")
 SCORES = {
     "reward_mask": "reward mask",
     "kl_mask": "KL mask",
-    "entropy": "control: entropy of the reference",
-    "uniform": "control: uniform",
-    "log_ratio": "|log-ratio| of the policy (sees the token)",
-    "ceiling": "ceiling: P(preference word) of the reference",
+    "entropy": "control: reference entropy",
+    "uniform": "control: uniform 0.5",
+    "log_ratio": "policy's |log-ratio| ¹",
+    "ceiling": "ceiling ²",
 }
 
 

@@ -82,6 +82,10 @@ class ScorerOutput:
     statistics: dict[str, Tensor] = field(default_factory=dict)
 
 
+# Model types whose ``hidden_states`` begin with the first block's output
+_WITHOUT_EMBEDDINGS = frozenset({"mamba", "mamba2", "falcon_mamba", "rwkv"})
+
+
 class Scorer(Protocol):
     """hidden states, heads, masks and an objective → losses. ``need_kl`` asks for the KL beyond the objective's need."""
 
@@ -194,9 +198,20 @@ def mask_inputs(
     )
 
 
-def block_outputs(hidden_states: tuple[Tensor, ...], last_hidden_state: Tensor | None = None) -> list[Tensor]:
-    """Outputs of the L blocks, the last one after the final norm, from a model's ``hidden_states``."""
+def block_outputs(
+    hidden_states: tuple[Tensor, ...], last_hidden_state: Tensor | None = None, model_type: str = ""
+) -> list[Tensor]:
+    """Outputs of the L blocks, the last one after the final norm, from a model's ``hidden_states``.
+
+    Args:
+        hidden_states: embeddings, then the blocks' outputs; of state-space models the outputs of all blocks, then the
+            final norm's.
+        last_hidden_state: the final norm's output, where it is at hand.
+        model_type: the config's, which tells the two layouts apart.
+    """
     blocks = list(hidden_states[1:])
+    if model_type in _WITHOUT_EMBEDDINGS:
+        blocks = [*hidden_states[:-2], hidden_states[-1]]
     if last_hidden_state is not None:
         blocks[-1] = last_hidden_state
     return blocks
@@ -209,6 +224,11 @@ def forward_arguments(model: nn.Module, batch: dict[str, Any]) -> dict[str, Any]
     if not bool(attention_mask[:, 0].all()) and accepts_position_ids(model):
         arguments["position_ids"] = token_positions(attention_mask)
     return arguments
+
+
+def model_type_of(model: Any) -> str:
+    """The config's ``model_type``, empty for a module without one."""
+    return str(getattr(getattr(model, "config", None), "model_type", ""))
 
 
 def accepts_position_ids(model: Any) -> bool:
@@ -254,7 +274,7 @@ def dense_pair_scores(
     masks = None
     if mask is not None:
         mask.check_fits(reference)
-        states = block_outputs(outputs.hidden_states) if wants_states else None
+        states = block_outputs(outputs.hidden_states, None, model_type_of(reference)) if wants_states else None
         masks = mask.token_masks(mask_inputs(batch, noise_key(batch, seed, step), states, activations))
     targets = batch["input_ids"][:, 1:]
     reference_logits = upcast(outputs.logits[:, :-1])

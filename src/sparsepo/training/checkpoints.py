@@ -20,6 +20,7 @@ from .trl_bridge import unpickled_hub_push, versions
 
 SETTINGS_FILE = "sparsepo.json"
 MASK_FOLDER = "mask"
+REFERENCE_FOLDER = "reference"
 _PICKLED_ARGUMENTS = "training_args.bin"
 
 
@@ -68,6 +69,7 @@ class MaskCheckpoints:
     # set by the trainer
     args: Any
     model: Any
+    ref_model: Any
     masker: Masker | None
     objective: Objective
 
@@ -80,6 +82,8 @@ class MaskCheckpoints:
         folder = output_dir or self.args.output_dir
         if self.masker is not None:
             save_mask(self.masker, folder, base_model=self.base_model_name())
+        if self.args.sync_ref_model:  # the reference has moved: no other copy of it exists, and masks read it
+            base_model_of(self.ref_model).save_pretrained(Path(folder) / REFERENCE_FOLDER)
         write_settings(folder, self.objective, self.masker, self.saved_settings())
         # Trainer pickles its arguments; nothing here reads them, and what is published holds no pickles
         Path(folder, _PICKLED_ARGUMENTS).unlink(missing_ok=True)
@@ -109,22 +113,37 @@ class MaskCheckpoints:
             # PEFT's load_adapter freezes every parameter outside the adapter
             self.masker.requires_grad_(True)
 
+    def _load_reference_of(self, folder: str) -> None:
+        """With sync_ref_model: put the moved reference of a checkpoint back."""
+        if not self.args.sync_ref_model:
+            return
+        saved = Path(folder) / REFERENCE_FOLDER
+        if not saved.is_dir():
+            raise FileNotFoundError(
+                f"{saved} is missing: the checkpoint was made without sync_ref_model=True; set it to False to go on."
+            )
+        reference = base_model_of(self.ref_model)
+        loaded = type(reference).from_pretrained(saved, dtype=reference.dtype)
+        reference.load_state_dict(loaded.state_dict())
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
         self._load_mask_of(resume_from_checkpoint)
+        self._load_reference_of(resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
         super()._load_best_model()  # type: ignore[misc]
         self._load_mask_of(self.state.best_model_checkpoint)  # type: ignore[attr-defined]
+        self._load_reference_of(self.state.best_model_checkpoint)  # type: ignore[attr-defined]
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Trainer copies model files only: the mask that belongs to this policy goes along, or neither does."""
         if not self._pushes_now():
             return
         output_dir = Path(self.args.output_dir)
-        source = Path(checkpoint_folder) / MASK_FOLDER
-        if source.is_dir():
-            shutil.copytree(source, output_dir / MASK_FOLDER, dirs_exist_ok=True)
+        for name in (MASK_FOLDER, REFERENCE_FOLDER):
+            if Path(checkpoint_folder, name).is_dir():
+                shutil.copytree(Path(checkpoint_folder, name), output_dir / name, dirs_exist_ok=True)
         if Path(checkpoint_folder, SETTINGS_FILE).is_file():
             shutil.copy(Path(checkpoint_folder, SETTINGS_FILE), output_dir / SETTINGS_FILE)
         with unpickled_hub_push():

@@ -131,6 +131,14 @@ def refuse_reference(policy: nn.Module, reference: nn.Module | None) -> None:
         )
 
 
+def refuse_sync_without_reference(reference: nn.Module | None, objective: str) -> None:
+    """Refuse to synchronise a reference that is not loaded because nothing reads it."""
+    if reference is None:
+        raise ValueError(
+            f"sync_ref_model=True has no effect with objective={objective!r}, which reads no reference; leave it False."
+        )
+
+
 def refuse_low_precision_masks(config: SparsePOConfig, masker: Masker | None) -> None:
     """A trained mask head must stay in float32, where its small steps survive."""
     if masker is None or not masker.is_trainable:

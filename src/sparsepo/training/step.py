@@ -13,7 +13,13 @@ from torch import Tensor, nn
 from sparsepo.masks.base import Masker, MaskInputs, NoiseKey, TokenMasks
 from sparsepo.objectives import Objective
 from sparsepo.scoring import LMHead, Scorer, ScorerInputs, ScorerOutput
-from sparsepo.scoring.dense import block_outputs, forward_arguments, mask_inputs, tokens_that_count
+from sparsepo.scoring.dense import (
+    block_outputs,
+    forward_arguments,
+    mask_inputs,
+    model_type_of,
+    tokens_that_count,
+)
 
 from .trl_bridge import install_step_forward, lm_head_of, load_balancing_loss
 
@@ -66,7 +72,7 @@ def reference_view(model: nn.Module, batch: dict[str, Any], masker: Masker | Non
         view.last_hidden, view.head = outputs.last_hidden_state, lm_head_of(inner)
         view.activations = activations
         if wants_states:
-            view.block_states = block_outputs(outputs.hidden_states, outputs.last_hidden_state)
+            view.block_states = block_outputs(outputs.hidden_states, outputs.last_hidden_state, model_type_of(inner))
         return {"last_hidden_state": outputs.last_hidden_state}
 
     install_step_forward(base_model_of(_unwrapped(model)))

@@ -35,6 +35,7 @@ from .refusals import (
     refuse_reentrant_routing,
     refuse_reference,
     refuse_settings,
+    refuse_sync_without_reference,
 )
 from .settings import ResolvedSettings, resolve_settings
 from .step import ReferenceView, StepOutput, base_model_of, evaluation_mode, policy_step, reference_view
@@ -174,6 +175,7 @@ class SparsePOTrainer(MaskCheckpoints, MaskOptimisation, DPOTrainer):
             self.ref_model.eval()
             self.ref_model.requires_grad_(False)
         if args.sync_ref_model:
+            refuse_sync_without_reference(self.ref_model, self.objective.name)
             replace_reference_sync(self)
         self.model.add_model_tags(card_tags(self.objective, None))
 
