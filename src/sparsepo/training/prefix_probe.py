@@ -10,6 +10,7 @@ run's own model confirms by values, on short rows.
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -29,7 +30,13 @@ OWN_TOLERANCE = {"float32": 1e-3, "half": 0.1}
 _VOCABULARY = 64
 _WINDOW = 6
 _WINDOWS = ("sliding_window", "window_size", "attention_window_size", "attention_chunk_size", "local_attention")
-_WIDTHS = ("intermediate_size", "moe_intermediate_size", "shared_expert_intermediate_size", "ffn_dim", "ffn_hidden_size")
+_WIDTHS = (
+    "intermediate_size",
+    "moe_intermediate_size",
+    "shared_expert_intermediate_size",
+    "ffn_dim",
+    "ffn_hidden_size",
+)
 _WIDTH = 64
 # Prompts of unequal length with a different last token, one token, longer than the window; responses likewise
 _SHAPES = ((9, 9, 4, 11), (1, 1, 7, 1), (5, 6, 8, 8), (9, 9, 1, 5))
@@ -83,6 +90,9 @@ def why_unequal(route: str, backbone: nn.Module, training: bool) -> str | None:
         backbone: the run's own; it is only looked at.
         training: train mode with gradient checkpointing as it is in ``backbone``, otherwise evaluation mode.
     """
+    reason = _why_unsuitable(backbone)
+    if reason is not None:
+        return reason
     device = next(backbone.parameters()).device
     with torch.enable_grad(), torch.autocast(device.type, enabled=False), _exact_products(), _own_random_state(device):
         try:
@@ -94,20 +104,36 @@ def why_unequal(route: str, backbone: nn.Module, training: bool) -> str | None:
             line = next(iter(str(error).splitlines()), "")
             return f"{type(backbone).__name__} cannot run it ({type(error).__name__}: {line[:160]})"
     for name, value in expected.items():
-        difference = _difference(found[name], value)
+        difference = _difference(found[name], value) if name in found else float("inf")
         if not difference <= TOLERANCE:
             return f"{type(backbone).__name__} gives other {name} (relative difference {difference:.1e})"
     return None
 
 
-def why_own_model_differs(route: str, backbone: nn.Module, seen: Tensor) -> str | None:
-    """None where the run's own backbone gives the same last states by the route, in its own precision; else the reason.
+def _why_unsuitable(backbone: nn.Module) -> str | None:
+    """What is known before any proof: states that are no keys and values, frequencies that short rows do not show."""
+    from transformers import DynamicCache
 
-    Args:
-        seen: token ids of the run, for the size of the vocabulary.
-    """
-    device = seen.device
-    batch = probe_batch(max(int(seen.max()) + 1, 4), device)
+    config: Any = backbone.config
+    name = type(backbone).__name__
+    kinds = {type(layer).__name__ for layer in DynamicCache(config=config).layers}
+    if (
+        any("Linear" in kind for kind in kinds)
+        or "past_key_values" not in inspect.signature(type(backbone).forward).parameters
+    ):
+        return f"{name} is a state-space or hybrid model, whose layers carry a state instead of keys and values"
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    for entry in (rope, *(value for value in rope.values() if isinstance(value, dict))):
+        if entry.get("rope_type") in ("dynamic", "longrope"):
+            return f"{name}'s rotary frequencies ({entry['rope_type']}) depend on the length of the row"
+    return None
+
+
+def why_own_model_differs(route: str, backbone: nn.Module) -> str | None:
+    """None where the run's own backbone gives the same last states by the route, in its own mode and precision; else the
+    reason. Dropout that is active shows here too."""
+    device = next(backbone.parameters()).device
+    batch = probe_batch(backbone.config.vocab_size, device)
     half = torch.is_autocast_enabled(device.type) or any(p.dtype != torch.float32 for p in backbone.parameters())
     with torch.no_grad(), _own_random_state(device):
         read = read_positions(batch)
@@ -130,9 +156,14 @@ def stand_in(backbone: nn.Module) -> nn.Module:
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     small.to(next(backbone.parameters()).device)
-    if getattr(backbone, "is_gradient_checkpointing", False):
+    if is_checkpointing(backbone):
         small.gradient_checkpointing_enable(_checkpointing_arguments(backbone))
     return small
+
+
+def is_checkpointing(backbone: nn.Module) -> bool:
+    """Whether gradient checkpointing is switched on (it acts in train mode)."""
+    return any(getattr(module, "gradient_checkpointing", False) for module in backbone.modules())
 
 
 def _shrink(config: Any, layers: int) -> None:
