@@ -140,6 +140,15 @@ def test_debug_shows_the_traceback(sparsepo: Call, monkeypatch: pytest.MonkeyPat
     assert os.environ["SPARSEPO_DEBUG"] == "1"
 
 
+def test_running_out_of_memory_names_what_to_lower(sparsepo: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setitem(sys.modules, "sparsepo.cli.merge", _Failing(torch.OutOfMemoryError("CUDA out of memory.")))
+    result = sparsepo("merge")
+    assert result.status == 1
+    assert "CUDA out of memory. (lower per_device_train_batch_size" in result.err
+
+
 def test_a_bug_is_not_hidden(sparsepo: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sparsepo.cli.merge", _Failing(RuntimeError("a bug")))
     with pytest.raises(RuntimeError, match="a bug"):

@@ -166,6 +166,27 @@ def test_bad_rows_are_dropped_and_told_or_stop_the_run(
     assert not (tmp_path / "strict").exists()
 
 
+def test_streamed_data_and_mixtures(
+    sparsepo: Call, tmp_path: Path, model_folder: Path, pairs_file: Path, held_out_file: Path
+) -> None:
+    streamed = train(sparsepo, model_folder, pairs_file, tmp_path / "s", "--dataset_streaming", "--objective=dpo")
+    assert streamed.status == 0, streamed.err
+    assert "0 rows" not in streamed.out
+    assert summary_of(tmp_path / "s")["data"][0]["kept"] >= 8  # as many as two steps read
+    refused = train(sparsepo, model_folder, pairs_file, tmp_path / "x", "--dataset_streaming", "--eval_fraction=0.1")
+    assert "with dataset_streaming give eval_dataset" in refused.err
+    recipe = tmp_path / "mixture.yaml"
+    sources = "".join(f"  - path: json\n    data_files: {file}\n" for file in (pairs_file, held_out_file))
+    recipe.write_text(
+        f"model_name_or_path: {model_folder}\nobjective: dpo\ndatasets:\n{sources}test_split_size: 0.25\n"
+    )
+    mixed = sparsepo("train", f"--config={recipe}", f"--output_dir={tmp_path}/m", *SHORT_RUN)
+    assert mixed.status == 0, mixed.err
+    assert [report["rows"] for report in summary_of(tmp_path / "m")["data"]] == [6, 18]
+    both = sparsepo("train", f"--config={recipe}", f"--output_dir={tmp_path}/b", f"--dataset_name={pairs_file}")
+    assert "datasets and dataset_name exclude each other" in both.err
+
+
 def test_rows_no_longer_than_the_model(sparsepo: Call, tmp_path: Path, model_folder: Path) -> None:
     rows = [{"prompt": "the film", "chosen": " good" * 200 + f" {word}", "rejected": " bad" * 200 + f" {word}"}
             for word in ("fine", "dull", "warm", "cold")]  # fmt: skip

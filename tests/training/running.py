@@ -52,7 +52,7 @@ def prepared_rows(folder: Path, count: int, seed: int = 0) -> Dataset:
     return build(run_config(folder, mask="data"), raw).train_dataset
 
 
-def build(config: SparsePOConfig, rows: Dataset | None, *, lora: bool = False, **arguments: Any) -> SparsePOTrainer:
+def build(config: SparsePOConfig, rows: Any, *, lora: bool = False, **arguments: Any) -> SparsePOTrainer:
     """A trainer of a fresh tiny GPT-2, fully or by LoRA."""
     arguments.setdefault("model", tiny_model("gpt2"))
     trainer = SparsePOTrainer(

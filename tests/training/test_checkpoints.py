@@ -444,3 +444,17 @@ def test_unprepared_rows_are_not_needed_twice(tmp_path: Path) -> None:
     """A trainer's own prepared dataset goes into the next trainer as it is."""
     first = saving(tmp_path, preference_rows(4), max_steps=1)
     assert saving(tmp_path, first.train_dataset).train_dataset.column_names == first.train_dataset.column_names
+
+
+def test_a_clip_norm_that_nothing_reads_is_refused(tmp_path: Path, rows: Dataset) -> None:
+    with pytest.raises(
+        ValueError, match=r"mask_max_grad_norm=0\.5 is not supported: with max_grad_norm=0\.0 Trainer clips"
+    ):
+        saving(tmp_path, rows, mask_max_grad_norm=0.5, max_grad_norm=0.0)
+
+
+def test_several_gpus_in_one_process_are_refused(tmp_path: Path, rows: Dataset) -> None:
+    config = run_config(tmp_path)
+    config._n_gpu = 2  # as on a machine with two
+    with pytest.raises(ValueError, match="n_gpu=2 is not supported: one process with several GPUs"):
+        build(config, rows)

@@ -14,12 +14,15 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file
+from tests.support import perturbed, tiny_model
+
+from sparsepo.training.streams import FilledStream
 
 from .parallel_cases import CASES, run_case
 from .running import assert_close, assert_same, moved, steps_of, without_clocks
 
 ROOT = Path(__file__).resolve().parents[2]
-DEFAULT = ("full-learned", "lora-independent", "full-activation")
+DEFAULT = ("full-learned", "lora-independent", "full-activation", "streaming")
 LONG = tuple(name for name in CASES if name not in DEFAULT)
 
 
@@ -116,8 +119,15 @@ def test_two_processes_equal_one_in_all_settings(results: Callable[[str], Path],
 
 def test_the_steps_are_far_larger_than_the_tolerance(results: Callable[[str], Path]) -> None:
     folder = results("full-learned")
-    from tests.support import perturbed, tiny_model
-
     start = dict(perturbed(tiny_model("gpt2")).named_parameters())
     end = read(folder, "full-learned", 1)["policy"]
     assert moved({name: start[name].detach() for name in end}, end) > 1e-2
+
+
+@pytest.mark.parametrize(("count", "filled"), [(1, 4), (3, 4), (4, 4), (5, 8), (0, 0)])
+def test_a_stream_is_filled_to_whole_batches_with_rows_that_do_not_count(count: int, filled: int) -> None:
+    rows = list(FilledStream([{"row_id": index} for index in range(count)], 4))
+    assert len(rows) == filled
+    assert [row["row_id"] for row in rows[:count]] == list(range(count))
+    assert all("sparsepo_pair_weight" not in row for row in rows[:count])
+    assert all(row["sparsepo_pair_weight"] == 0 for row in rows[count:])

@@ -6,9 +6,7 @@ The default suite runs a set of cases that covers all pairs; the whole product i
 
 from __future__ import annotations
 
-import gc
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ import torch
 from datasets import Dataset
 from peft import PeftModel
 from safetensors import safe_open
-from tests.support import preference_rows, tiny_model, tiny_tokenizer
+from tests.support import tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
 from sparsepo import SparsePOConfig, SparsePOTrainer, load_mask
@@ -29,28 +27,6 @@ from .matrix import MASKS, QUIET_PEFT, Case, covering_set, lora, pairs_of, whole
 pytestmark = QUIET_PEFT
 _COVERING = covering_set()
 _OTHERS = [case for case in whole_product() if case not in _COVERING]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _quick_collection() -> Iterator[None]:
-    """Trainer collects garbage at the start of every run: keep the imported libraries out of it."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
-@pytest.fixture(scope="module")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """Tokenised rows with weights a token, prepared once by the trainer itself from weights by character spans."""
-
-    def spans(row: dict[str, Any]) -> dict[str, Any]:
-        return {f"{side}_weights": [[0, 6, 1.5], [6, 9, 0.25]] for side in ("chosen", "rejected")}
-
-    config = run_config(tmp_path_factory.mktemp("rows"), mask="data")
-    raw = preference_rows(8).map(spans)
-    trainer = SparsePOTrainer(tiny_model("gpt2"), args=config, train_dataset=raw, processing_class=tiny_tokenizer())
-    return trainer.train_dataset
 
 
 def run_config(folder: Path, **settings: Any) -> SparsePOConfig:

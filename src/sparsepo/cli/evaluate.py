@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     """Evaluate and print. Returns 0."""
     from rich.console import Console
 
-    from .models import check_model_name, positions_of
+    from .models import check_model_name, load_tokenizer, positions_of
     from .progress import quiet_settings
     from .tables import say
 
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     if positions is not None and config.max_length > positions:
         say(console, f"max_length {config.max_length} → {positions}: the model has no more positions")
         config.max_length = positions
-    tokenizer = _tokenizer(name, args)
+    tokenizer = load_tokenizer(name, trust_remote_code=args.trust_remote_code)
     dataset, report = _pairs(args, config, tokenizer)
     report.print(console)
     trainer = _trainer(args, name, saved, config, dataset, tokenizer)
@@ -158,15 +158,6 @@ def _pairs(args: argparse.Namespace, config: Any, tokenizer: Any) -> tuple[Any, 
         settings=settings,
         name=args.data,
     )
-
-
-def _tokenizer(name: str, args: argparse.Namespace) -> Any:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=args.trust_remote_code)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
 
 
 def _reference_name(args: argparse.Namespace, name: str, saved: dict[str, Any]) -> str | None:

@@ -58,6 +58,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         # the reader of our output (head, less) has gone; keep Python from complaining when it flushes
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return RUN_ERROR
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":
+            raise  # a bug, or a device's: whoever looks into it needs the traceback
+        return _report(prog, CliError(f"{error} (lower per_device_train_batch_size or max_length, or use LoRA)"))
     except (CliError, ValueError, TypeError, OSError, ImportError) as error:
         return _report(prog, error)
 

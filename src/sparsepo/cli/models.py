@@ -104,6 +104,19 @@ def load_adapter(name: str, kwargs: dict[str, Any], trainable: bool, base: str |
     return PeftModel.from_pretrained(model, name, is_trainable=trainable)
 
 
+def load_tokenizer(name: str, revision: str | None = None, trust_remote_code: bool = False) -> Any:
+    """The tokenizer of a model, with a padding token."""
+    from transformers import AutoTokenizer
+
+    kwargs = {} if revision is None else {"revision": revision}
+    tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, **kwargs)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    # Rows are measured before they are cut, so that its warning about long ones would always be false
+    tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
+    return tokenizer
+
+
 def positions_of(name: str, trust_remote_code: bool = False) -> int | None:
     """How many positions a model has, where its config says so."""
     from transformers import AutoConfig

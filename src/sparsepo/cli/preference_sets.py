@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsepo.data import (
+    CheckReport,
     CheckSettings,
     DataError,
     PairSettings,
@@ -35,12 +36,12 @@ class PreferenceSets:
 
     Args:
         train, evaluation: clean data sets; evaluation is None where there is none.
-        reports: what the checks found, as JSON.
+        reports: what the checks found; a stream's fills while it is read.
     """
 
     train: Any
     evaluation: Any = None
-    reports: list[dict[str, Any]] = field(default_factory=list)
+    reports: list[CheckReport] = field(default_factory=list)
 
 
 @dataclass
@@ -218,9 +219,9 @@ def _check(request: DataRequest, dataset: Any, name: str, sets: PreferenceSets, 
         if found is not None and request.console is not None:
             found.print(request.console)
         raise
-    if request.console is not None:
-        report.print(request.console)
-    sets.reports.append(report.to_dict())
+    sets.reports.append(report)
+    if request.console is not None and not request.script.dataset_streaming:
+        report.print(request.console)  # of a stream nothing is known yet
     return clean
 
 

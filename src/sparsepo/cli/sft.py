@@ -155,8 +155,7 @@ def _rows_of(sources: list[str], settings: SftSettings, split: str, console: Any
 
 def _new_model(settings: SftSettings, train: Any, console: Any) -> tuple[Any, Any]:
     """A model with random weights and its tokenizer."""
-    from transformers import AutoTokenizer
-
+    from .models import load_tokenizer
     from .small_models import model_from_config, train_tokenizer
     from .tables import say
     from .texts import as_text
@@ -165,9 +164,7 @@ def _new_model(settings: SftSettings, train: Any, console: Any) -> tuple[Any, An
     if own.train_tokenizer:
         tokenizer: Any = train_tokenizer((as_text(row) for row in train), own.vocab_size or 4096)
     else:
-        tokenizer = AutoTokenizer.from_pretrained(own.tokenizer_name_or_path)
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token
+        tokenizer = load_tokenizer(own.tokenizer_name_or_path)
     model = model_from_config(own.init_from_config, tokenizer, settings.config.seed)
     positions = getattr(model.config, "max_position_embeddings", None)
     if isinstance(positions, int):

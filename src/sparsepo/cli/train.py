@@ -82,7 +82,7 @@ def _recipe_environment(arguments: list[str]) -> None:
 def _train(settings: TrainSettings, arguments: list[str]) -> None:
     from rich.console import Console
 
-    from .models import check_model_name
+    from .models import check_model_name, load_tokenizer
     from .preference_sets import DataRequest, preference_sets
     from .progress import quiet_settings, shorten_logs
     from .run_folder import claim_output_dir, resume_point
@@ -99,7 +99,7 @@ def _train(settings: TrainSettings, arguments: list[str]) -> None:
     if console is not None:
         claim_output_dir(config.output_dir, resume, own.overwrite_output_dir, name)
     _fit_length(settings, name, console)
-    tokenizer = _tokenizer(settings, name)
+    tokenizer = load_tokenizer(name, settings.model.model_revision, config.trust_remote_code)
     sets = preference_sets(
         DataRequest(
             settings.script, settings.mixture, own, config, settings.given, tokenizer, config.max_length, console
@@ -128,17 +128,6 @@ def _fit_length(settings: TrainSettings, name: str, console: Any) -> None:
             f"max_prompt_length={config.max_prompt_length} leaves no room for a response in the model's {positions} "
             "positions; make it smaller."
         )
-
-
-def _tokenizer(settings: TrainSettings, name: str) -> Any:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(
-        name, revision=settings.model.model_revision, trust_remote_code=settings.config.trust_remote_code
-    )
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
 
 
 def _trainer(settings: TrainSettings, name: str, tokenizer: Any, sets: Any) -> Any:
@@ -202,7 +191,7 @@ def _finish(
                 "reference": settings.own.ref_model_name_or_path,
                 "objective": {"name": trainer.objective.name, **trainer.objective.settings()},
                 "mask": None if trainer.masker is None else {"kind": trainer.masker.kind, **trainer.masker.settings()},
-                "data": sets.reports,
+                "data": [report.to_dict() for report in sets.reports],
                 "versions": versions(),
                 "settings": config.to_dict(),
                 "given": sorted(settings.given),
@@ -211,6 +200,8 @@ def _finish(
     if config.push_to_hub:
         trainer.push_to_hub(dataset_name=settings.script.dataset_name)
     if console is not None:
+        for report in sets.reports if settings.script.dataset_streaming else ():
+            report.print(console)  # what was read by now
         console.print(metrics_table(f"{trainer.objective.name}: {trainer.state.global_step} steps", columns))
         say(console, f"Saved in {config.output_dir}; all numbers and settings in {config.output_dir}/{SUMMARY}")
     trainer.end()

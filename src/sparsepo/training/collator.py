@@ -11,6 +11,7 @@ from torch import Tensor
 from .trl_bridge import DataCollatorForPreference
 
 ROW_ID = "row_id"
+PAIR_WEIGHT = "sparsepo_pair_weight"
 WEIGHT_COLUMNS = ("chosen_token_weights", "rejected_token_weights")
 
 
@@ -19,6 +20,7 @@ class PreferenceCollator(DataCollatorForPreference):
     """Adds to TRL's batch, where the rows have them:
 
     - ``row_id`` (P,): the row's number, int64;
+    - ``sparsepo_pair_weight`` (P,): 1, and 0 for rows that only fill a batch;
     - ``token_weights`` (2P, S): weights of response tokens, zero elsewhere, cut like the tokens.
     """
 
@@ -26,6 +28,8 @@ class PreferenceCollator(DataCollatorForPreference):
         batch = super().torch_call(examples)
         if ROW_ID in examples[0]:
             batch[ROW_ID] = torch.tensor([example[ROW_ID] for example in examples], dtype=torch.int64)
+        if any(PAIR_WEIGHT in example for example in examples):
+            batch[PAIR_WEIGHT] = torch.tensor([float(example.get(PAIR_WEIGHT, 1)) for example in examples])
         if WEIGHT_COLUMNS[0] in examples[0]:
             batch["token_weights"] = self._weights(examples, batch["input_ids"].shape[1])
         return batch

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import IterableDataset
 
 from sparsepo.masks import LearnedMask, Masker
 from sparsepo.masks.base import NoiseKey
@@ -19,7 +20,7 @@ from sparsepo.scoring.dense import noise_key
 
 from .card import DISPLAY_NAMES, append_to_card, card_tags, describe_run, paper_of
 from .checkpoints import MaskCheckpoints, attach_mask, detach_mask
-from .collator import ROW_ID, WEIGHT_COLUMNS, PreferenceCollator
+from .collator import PAIR_WEIGHT, ROW_ID, WEIGHT_COLUMNS, PreferenceCollator
 from .config import SparsePOConfig
 from .dropout import disable_functional_dropout
 from .mask_setup import build_masker, fit_from_mapo
@@ -40,6 +41,7 @@ from .refusals import (
 )
 from .settings import ResolvedSettings, resolve_settings
 from .step import ReferenceView, StepOutput, base_model_of, evaluation_mode, policy_step, reference_view
+from .streams import FilledStream
 from .trl_bridge import (
     DPOTrainer,
     autocast_of,
@@ -51,9 +53,8 @@ from .trl_bridge import (
 )
 
 logger = logging.getLogger(__name__)
-_PAIR_WEIGHT = "pair_weight"
 # What a collated batch holds besides the model's own arguments
-_OURS = ("completion_mask", ROW_ID, "token_weights", _PAIR_WEIGHT, "ref_chosen_logps", "ref_rejected_logps")
+_OURS = ("completion_mask", ROW_ID, "token_weights", PAIR_WEIGHT, "ref_chosen_logps", "ref_rejected_logps")
 
 
 class SparsePOTrainer(MaskCheckpoints, MaskOptimisation, DPOTrainer):
@@ -204,9 +205,15 @@ class SparsePOTrainer(MaskCheckpoints, MaskOptimisation, DPOTrainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        for column in (ROW_ID, *WEIGHT_COLUMNS):
+        for column in (ROW_ID, PAIR_WEIGHT, *WEIGHT_COLUMNS):
             if column not in self._signature_columns:
                 self._signature_columns.append(column)
+
+    def _get_dataloader(self, dataset: Any, description: str, batch_size: int, *args: Any, **kwargs: Any) -> Any:
+        processes = self.accelerator.num_processes
+        if isinstance(dataset, IterableDataset) and processes > 1 and not self.args.dataloader_drop_last:
+            dataset = FilledStream(dataset, processes * batch_size)
+        return super()._get_dataloader(dataset, description, batch_size, *args, **kwargs)
 
     # ---- one step ----
 
@@ -285,7 +292,7 @@ class SparsePOTrainer(MaskCheckpoints, MaskOptimisation, DPOTrainer):
         return is_due or step == self.state.max_steps
 
     def _pair_weight(self, inputs: dict[str, Any]) -> Tensor:
-        weight = inputs.get(_PAIR_WEIGHT)
+        weight = inputs.get(PAIR_WEIGHT)
         if weight is None:
             weight = self._real_rows(len(inputs["input_ids"]) // 2)
         return weight.to(inputs["input_ids"].device, torch.float32)
@@ -304,8 +311,10 @@ class SparsePOTrainer(MaskCheckpoints, MaskOptimisation, DPOTrainer):
         for index, batch in enumerate(batch_samples):
             pairs = len(batch["input_ids"]) // 2
             is_last = index == len(batch_samples) - 1
-            batch[_PAIR_WEIGHT] = (self._real_rows(pairs) if is_last else torch.ones(pairs)).to(device)
-        total = sum((batch[_PAIR_WEIGHT].sum() for batch in batch_samples), torch.zeros((), device=device))
+            if PAIR_WEIGHT not in batch:  # a filled stream marks its own
+                batch[PAIR_WEIGHT] = self._real_rows(pairs) if is_last else torch.ones(pairs)
+            batch[PAIR_WEIGHT] = batch[PAIR_WEIGHT].to(device)
+        total = sum((batch[PAIR_WEIGHT].sum() for batch in batch_samples), torch.zeros((), device=device))
         return self.accelerator.reduce(total, reduction="sum").clamp(min=1)
 
     def _collect(self, mode: str, inputs: dict[str, Any], step: StepOutput, weight: Tensor) -> None:
