@@ -7,13 +7,13 @@ import logging
 
 import pytest
 import torch
+from tests.support import ARCHITECTURES, collated, perturbed, preference_rows, tiny_model
+from tests.training.running import assert_same, build, logged, policy_state, run_config
 
-from sparsepo.training.prefix import PrefixSharing
+from sparsepo.training.prefix import PrefixSharing, estimated_gain
 from sparsepo.training.prefix_probe import probe_batch, read_positions, run_route, stand_in, why_unequal
 from sparsepo.training.prefix_routes import common_prefix_lengths, shared_layout
 from sparsepo.training.trl_bridge import load_balancing_loss
-from tests.support import ARCHITECTURES, collated, perturbed, preference_rows, tiny_model
-from tests.training.running import assert_same, build, logged, policy_state, run_config
 
 ATTENTION = [name for name in ARCHITECTURES if name != "mamba"]
 PROMPT = [5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16]
@@ -91,9 +91,7 @@ def test_layout_gives_tokens_back():
         positions = layout.ordinary(layout.prompt_positions, layout.tail_positions)
         expected = torch.arange(real.shape[1]).expand_as(positions)
         assert torch.equal(positions[real], expected[real]), name
-        assert int(layout.prompt_mask.sum() * 2 + layout.tail_mask.sum()) == int(real.sum()) + int(
-            lengths.sum() * 2 - lengths.sum() * 2
-        )
+        assert int(2 * layout.prompt_mask.sum() + layout.tail_mask.sum()) == int(real.sum()), name
 
 
 def test_prefix_stops_where_prompts_differ():
@@ -209,7 +207,7 @@ def test_auto_shares_where_it_pays(monkeypatch):
     sharing.run(backbone, long_prompt)  # proof
     counts = calls_of(backbone, monkeypatch)
     sharing.run(backbone, long_prompt)
-    assert counts == [2 * 12, 4 * 2]
+    assert sum(counts) == 2 * 12 + 4 * 2
     counts.clear()
     short_prompt = collated([([5], list(range(20, 40)), list(range(40, 60)))] * 2)
     sharing.run(backbone, short_prompt)
@@ -217,6 +215,28 @@ def test_auto_shares_where_it_pays(monkeypatch):
     counts.clear()
     PrefixSharing("off").run(backbone, long_prompt)
     assert counts == [4 * 14]
+
+
+def test_auto_takes_the_cheaper_route(monkeypatch):
+    """Few tokens saved: one call. Many: two calls, without the row's square mask."""
+    backbone = tiny_model("llama").base_model
+    sharing = PrefixSharing("auto")
+    few = collated([(PROMPT, [20, 21], [30, 31])] * 2)
+    many = collated([([7] * 60, [20 + i % 9 for i in range(60)], [30 + i % 7 for i in range(60)])] * 2)
+    sharing.run(backbone, few)
+    counts = calls_of(backbone, monkeypatch)
+    sharing.run(backbone, few)
+    sharing.run(backbone, many)
+    assert counts == [2 * 16, 2 * 60, 4 * 60]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "response", "cache", "row"), [(350, 40, 1.77, 1.78), (64, 192, 1.12, 1.05), (8, 64, 0.93, 1.05)]
+)
+def test_estimate_follows_the_measurements(prompt, response, cache, row):
+    shape = (prompt + response, prompt, response)
+    assert estimated_gain("cache", 2, shape, 768) == pytest.approx(cache, rel=0.03)
+    assert estimated_gain("row", 2, shape, 768) == pytest.approx(row, rel=0.03)
 
 
 def test_no_common_prefix_or_left_padding_is_run_as_it_is(monkeypatch):
@@ -239,9 +259,10 @@ def test_state_space_models_fall_back_with_one_line(caplog):
             backbone.train(mode)
             found = sharing.run(backbone, batch).last_hidden_state
     lines = [r.getMessage() for r in caplog.records if "share_prefix" in r.getMessage()]
-    assert len(lines) == 1 and "state-space" in lines[0]
+    assert len(lines) == 1
+    assert "state-space" in lines[0]
     assert torch.equal(found, run_route("separate", backbone, batch).last_hidden_state)
-    with pytest.raises(ValueError, match="share_prefix='on'.*state-space"):
+    with pytest.raises(ValueError, match=r"share_prefix='on'.*state-space"):
         PrefixSharing("on").run(backbone, batch)
 
 
@@ -268,7 +289,7 @@ def test_auxiliary_loss_counts_prompts_twice(architecture, checkpointing):
             (loss.detach(), [p.grad.clone() for n, p in model.named_parameters() if n.endswith("gate.weight")])
         )
     torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-6)
-    assert results[0][1] and results[0][1][0].abs().max() > 0
+    assert results[0][1][0].abs().max() > 0
 
 
 # ---- whole steps ----

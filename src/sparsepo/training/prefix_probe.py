@@ -53,8 +53,8 @@ def probe_batch(vocabulary: int, device: torch.device) -> dict[str, Tensor]:
     rows: list[tuple[list[int], int]] = [([], 0)] * (2 * len(_SHAPES))
     for pair, (first, second, chosen, rejected) in enumerate(_SHAPES):
         prompt = tokens(max(first, second))
-        for row, length, answer in ((pair, first, chosen), (pair + len(_SHAPES), second, rejected)):
-            rows[row] = (prompt[:length] + tokens(answer), length)
+        for index, length, answer in ((pair, first, chosen), (pair + len(_SHAPES), second, rejected)):
+            rows[index] = (prompt[:length] + tokens(answer), length)
     width = max(len(row) for row, _ in rows)
     ids = torch.zeros(len(rows), width, dtype=torch.int64)
     attention, completion = torch.zeros_like(ids), torch.zeros_like(ids)
@@ -133,7 +133,8 @@ def why_own_model_differs(route: str, backbone: nn.Module) -> str | None:
     """None where the run's own backbone gives the same last states by the route, in its own mode and precision; else the
     reason. Dropout that is active shows here too."""
     device = next(backbone.parameters()).device
-    batch = probe_batch(backbone.config.vocab_size, device)
+    config: Any = backbone.config
+    batch = probe_batch(config.vocab_size, device)
     half = torch.is_autocast_enabled(device.type) or any(p.dtype != torch.float32 for p in backbone.parameters())
     with torch.no_grad(), _own_random_state(device):
         read = read_positions(batch)

@@ -73,7 +73,7 @@ def reference_view(
             outputs = prefix.run(inner.base_model, batch, states=wants_states, activations=activations)
         view.last_hidden, view.head = outputs.last_hidden_state, lm_head_of(inner)
         view.activations = activations
-        if wants_states:
+        if outputs.hidden_states is not None and wants_states:
             view.block_states = block_outputs(outputs.hidden_states, outputs.last_hidden_state, model_type_of(inner))
         return {"last_hidden_state": outputs.last_hidden_state}
 
