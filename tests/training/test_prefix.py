@@ -266,6 +266,27 @@ def test_state_space_models_fall_back_with_one_line(caplog):
         PrefixSharing("on").run(backbone, batch)
 
 
+def test_own_model_must_agree(caplog):
+    """A stand-in knows nothing of hooks on the run's own modules: here, embeddings that count columns."""
+    backbone = tiny_model("llama").base_model
+    batch = collated([(PROMPT, [20, 21], [30, 31])] * 2)
+
+    def count_columns(module, args, output):
+        return output + 0.1 * torch.arange(output.shape[1])[:, None]
+
+    backbone.get_input_embeddings().register_forward_hook(count_columns)
+    with caplog.at_level(logging.WARNING, logger="sparsepo"):
+        found = PrefixSharing("auto").run(backbone, batch).last_hidden_state
+    assert "the run's own LlamaModel gives other states" in caplog.text
+    assert torch.equal(found, run_route("separate", backbone, batch).last_hidden_state)
+
+
+def test_rotary_frequencies_by_length_are_refused():
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    backbone = tiny_model("llama", rope_parameters=rope).base_model
+    assert "dynamic" in why_unequal("cache", backbone, training=True)
+
+
 def test_active_dropout_is_named():
     backbone = tiny_model("gpt2").base_model.train()  # GPT-2's dropout of 0.1
     with pytest.raises(ValueError, match="dropout is active"):
@@ -334,8 +355,6 @@ STEPS = {
 )
 def test_step_equals_step_without_sharing(tmp_path, kind, architecture, lora, scorer, checkpointing, monkeypatch):
     """Loss, gradients of policy and mask head, and the scores of a whole step."""
-    if lora and architecture == "gemma2" and checkpointing:
-        pytest.skip("the same as without LoRA")
     results = []
     for mode in ("off", "on"):
         reference = tiny_model(architecture, head_scale=4.0)

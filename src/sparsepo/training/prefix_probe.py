@@ -90,7 +90,7 @@ def why_unequal(route: str, backbone: nn.Module, training: bool) -> str | None:
         backbone: the run's own; it is only looked at.
         training: train mode with gradient checkpointing as it is in ``backbone``, otherwise evaluation mode.
     """
-    reason = _why_unsuitable(backbone)
+    reason = _why_unsuitable(route, backbone)
     if reason is not None:
         return reason
     device = next(backbone.parameters()).device
@@ -101,8 +101,7 @@ def why_unequal(route: str, backbone: nn.Module, training: bool) -> str | None:
             expected = _values_and_gradients("separate", small, batch)
             found = _values_and_gradients(route, small, batch)
         except Exception as error:  # architectures refuse in many ways
-            line = next(iter(str(error).splitlines()), "")
-            return f"{type(backbone).__name__} cannot run it ({type(error).__name__}: {line[:160]})"
+            return _cannot_run(backbone, error)
     for name, value in expected.items():
         difference = _difference(found[name], value) if name in found else float("inf")
         if not difference <= TOLERANCE:
@@ -110,8 +109,9 @@ def why_unequal(route: str, backbone: nn.Module, training: bool) -> str | None:
     return None
 
 
-def _why_unsuitable(backbone: nn.Module) -> str | None:
-    """What is known before any proof: states that are no keys and values, frequencies that short rows do not show."""
+def _why_unsuitable(route: str, backbone: nn.Module) -> str | None:
+    """What is known before any proof: states that are no keys and values, frequencies that short rows do not show, attention
+    without masks."""
     from transformers import DynamicCache
 
     config: Any = backbone.config
@@ -122,6 +122,9 @@ def _why_unsuitable(backbone: nn.Module) -> str | None:
         or "past_key_values" not in inspect.signature(type(backbone).forward).parameters
     ):
         return f"{name} is a state-space or hybrid model, whose layers carry a state instead of keys and values"
+    attention = config._attn_implementation
+    if route == "row" and attention not in ("sdpa", "eager"):
+        return f"attn_implementation={attention!r} takes no mask that tells responses apart (sdpa and eager do)"
     rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     for entry in (rope, *(value for value in rope.values() if isinstance(value, dict))):
         if entry.get("rope_type") in ("dynamic", "longrope"):
@@ -136,14 +139,22 @@ def why_own_model_differs(route: str, backbone: nn.Module) -> str | None:
     config: Any = backbone.config
     batch = probe_batch(config.vocab_size, device)
     half = torch.is_autocast_enabled(device.type) or any(p.dtype != torch.float32 for p in backbone.parameters())
+    read = read_positions(batch)
     with torch.no_grad(), _own_random_state(device):
-        read = read_positions(batch)
-        expected = run_route("separate", backbone, batch).last_hidden_state[read].float()
-        found = run_route(route, backbone, batch).last_hidden_state[read].float()
+        try:
+            expected = run_route("separate", backbone, batch).last_hidden_state[read].float()
+            found = run_route(route, backbone, batch).last_hidden_state[read].float()
+        except Exception as error:
+            return _cannot_run(backbone, error)
     difference = float((found - expected).norm() / expected.norm().clamp(min=1e-12))
     if difference <= OWN_TOLERANCE["half" if half else "float32"]:
         return None
     return f"the run's own {type(backbone).__name__} gives other states (relative difference {difference:.1e})"
+
+
+def _cannot_run(backbone: nn.Module, error: Exception) -> str:
+    line = next(iter(str(error).splitlines()), "")
+    return f"{type(backbone).__name__} cannot run it ({type(error).__name__}: {line[:160]})"
 
 
 def stand_in(backbone: nn.Module) -> nn.Module:
