@@ -21,7 +21,7 @@ METHODS: dict[str, list[str]] = {
     "MaPO": ["--objective", "mapo"],
     "SparsePO common": ["--mask_sharing", "common"],
     "SparsePO independent": ["--mask_sharing", "independent"],
-    "SparsePO common, L1": ["--mask_sharing", "common", "--mask_l1_reward", "0.05", "--mask_learning_rate", "0.01"],
+    "SparsePO common, L1": ["--mask_sharing", "common", "--mask_l1_reward", "0.01", "--mask_learning_rate", "0.003"],
 }
 # name in the summary → heading
 COLUMNS = {

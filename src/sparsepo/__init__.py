@@ -20,7 +20,18 @@ _LAZY = {
     "import_published_mask": "sparsepo.masks",
 }
 
-__all__ = ["__version__", *_LAZY]
+__all__ = [
+    "ActivationMask",
+    "DataMask",
+    "DenseMask",
+    "LearnedMask",
+    "RandomMask",
+    "SparsePOConfig",
+    "SparsePOTrainer",
+    "__version__",
+    "import_published_mask",
+    "load_mask",
+]
 
 if TYPE_CHECKING:
     from sparsepo.masks import (

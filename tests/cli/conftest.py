@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from tests.support import preference_rows, tiny_model, tiny_tokenizer
 
 from sparsepo.cli.main import main
+from tests.support import preference_rows, tiny_model, tiny_tokenizer
 
 
 class Outcome(NamedTuple):

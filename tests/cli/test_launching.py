@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.cli.conftest import SHORT_RUN
 
 from sparsepo.cli.base import CliError
-from sparsepo.cli.launching import accelerate_config_path
+from sparsepo.cli.launching import accelerate_config_path, refuse_sharding_on_cpu
+from tests.cli.conftest import SHORT_RUN
 
 
 def test_names_and_files(tmp_path: Path) -> None:
@@ -21,6 +21,15 @@ def test_names_and_files(tmp_path: Path) -> None:
     assert accelerate_config_path(str(tmp_path / "own.yaml")) == str(tmp_path / "own.yaml")
     with pytest.raises(CliError, match=r"neither a file nor one of fsdp1, fsdp2.*did you mean zero3\?"):
         accelerate_config_path("zero_3")
+
+
+@pytest.mark.parametrize("name", ["fsdp1", "fsdp2", "zero2", "zero3"])
+def test_sharding_on_a_cpu_is_refused(name: str) -> None:
+    with pytest.raises(
+        CliError, match=r"shards with (FSDP|DEEPSPEED), which needs an accelerator: --use_cpu was given"
+    ):
+        refuse_sharding_on_cpu(accelerate_config_path(name), use_cpu=True)
+    refuse_sharding_on_cpu(accelerate_config_path("multi_gpu"), use_cpu=True)
 
 
 def test_two_processes(tmp_path: Path, model_folder: Path, pairs_file: Path) -> None:

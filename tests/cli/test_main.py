@@ -9,13 +9,13 @@ import sys
 from collections.abc import Callable
 
 import pytest
-from tests.cli.conftest import Outcome
 
 import sparsepo
 from sparsepo.cli import main as entry
 from sparsepo.cli.base import RENAMED, CliError, advise
 from sparsepo.cli.evaluate import OBJECTIVES as EVALUATE_OBJECTIVES
 from sparsepo.objectives import OBJECTIVES
+from tests.cli.conftest import Outcome
 
 Call = Callable[..., Outcome]
 

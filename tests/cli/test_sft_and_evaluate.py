@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from tests.cli.conftest import SHORT_RUN, Outcome, write_rows
 
 Call = Callable[..., Outcome]

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.cli.conftest import write_rows
 
 from sparsepo.cli.base import CliError
 from sparsepo.cli.small_models import SHAPES, model_from_config, train_tokenizer
 from sparsepo.cli.texts import as_text, load_texts, sft_row
+from tests.cli.conftest import write_rows
 
 HH = "\n\nHuman: Hello?\n\nAssistant: Yes."
 

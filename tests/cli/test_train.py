@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file
-from tests.cli.conftest import SHORT_RUN, Outcome, write_rows
 
 from sparsepo import load_mask
+from tests.cli.conftest import SHORT_RUN, Outcome, write_rows
 
 Call = Callable[..., Outcome]
 

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from datasets import Dataset, IterableDataset
 from rich.console import Console
-from tests.data.data_support import shared_file
 
 from sparsepo.data import CheckError, CheckSettings, DataError, check_preferences, load_preference_data
 from sparsepo.data.lengths import tokenize_rows
+from tests.data.data_support import shared_file
 
 PAIRS = [{"prompt": f"w{i} a", "chosen": f" w{i} b", "rejected": f" w{i} c"} for i in range(8)]
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.data.data_support import read_lines, shared_file, write_lines
 
 from sparsepo.cli.data import add_parser
 from sparsepo.data import DataError
 from sparsepo.data.writing import replacing, write_rows
+from tests.data.data_support import read_lines, shared_file, write_lines
 
 PAIRS = [{"prompt": f"w{i} a", "chosen": f" w{i} b", "rejected": f" w{i} c"} for i in range(8)]
 SCORED = [{"prompt": f"p{i}", "text": t, "reward": r} for i in range(10) for t, r in (("a", 1), ("b", 2), ("c", 3))]

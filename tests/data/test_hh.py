@@ -6,7 +6,6 @@ import sys
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.data.data_support import read_lines, shared_file
 
 from sparsepo.data.hh import (
     hh_row_to_conversation,
@@ -16,6 +15,7 @@ from sparsepo.data.hh import (
     split_hh_text,
     why_not_split,
 )
+from tests.data.data_support import read_lines, shared_file
 
 ROW = {
     "chosen": "\n\nHuman: Hi\n\nAssistant: Hello.\n\nHuman: Joke?\n\nAssistant: I know one.",

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 from datasets import Dataset, DatasetDict, IterableDataset
-from tests.data.data_support import shared_file, write_lines
 
 from sparsepo.data import DataError, format_of, load_preference_data
+from tests.data.data_support import shared_file, write_lines
 
 PAIRS = [{"prompt": f"p{i}", "chosen": f" good {i}", "rejected": f" bad {i}"} for i in range(10)]
 CHAT = [
@@ -158,7 +158,7 @@ GOOD = json.dumps(PAIRS[0])
         ("x.csv", 'prompt,chosen,rejected\na,"b" c,d\n', r"x\.csv, line 2: "),
         ("x.parquet", "nothing", r"x\.parquet: not a readable Parquet file"),
         ("x.jsonl.gz", "nothing", r"x\.jsonl\.gz: the gzip file is damaged"),
-        ("x.jsonl.gz", gzip.compress(GOOD.encode())[:-9], r"x\.jsonl\.gz: the gzip file is damaged"),
+        ("x.jsonl.gz", gzip.compress(GOOD.encode(), mtime=0)[:-9], r"x\.jsonl\.gz: the gzip file is damaged"),
         ("x.jsonl", b'{"prompt": "\xff"}\n', r"x\.jsonl: not UTF-8 text"),
         ("x.jsonl", "", r"x\.jsonl holds no rows"),
         ("x.txt", "text", r"x\.txt: the name ends in no known way; give JSON"),

@@ -6,9 +6,9 @@ from collections import defaultdict
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.data.data_support import read_lines, shared_file
 
 from sparsepo.data import DataError, PairSettings, joined, pairs_from_scored, pairs_from_votes, split_by_prompt
+from tests.data.data_support import read_lines, shared_file
 
 
 def scored(*triples: tuple) -> list[dict]:

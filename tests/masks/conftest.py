@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.masks.models import noise_of
 from torch import Tensor, nn
 
 from sparsepo.masks import MaskInputs
+from tests.masks.models import noise_of
 
 
 @pytest.fixture(scope="session")

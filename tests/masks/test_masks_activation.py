@@ -11,7 +11,6 @@ from unittest.mock import patch
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.masks.models import MODELS, tiny_model, tokens
 from torch import Tensor, nn
 
 from sparsepo.masks import ActivationMask, MaskInputs, build_mask
@@ -19,6 +18,7 @@ from sparsepo.masks.activation import GROUPS
 from sparsepo.masks.features import feature_mean
 from sparsepo.masks.layout import find_layout
 from sparsepo.masks.taps import record_sites
+from tests.masks.models import MODELS, tiny_model, tokens
 
 ATTENTION = [name for name in MODELS if name != "mamba"]
 UNROTATED = {

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.masks.models import noise_of, tiny_model, tokens
 from torch import Tensor
 
 from sparsepo.masks import LearnedMask, MaskInputs, build_mask
+from tests.masks.models import noise_of, tiny_model, tokens
 
 VARIANTS: list[dict[str, Any]] = [
     {},

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.masks.models import tiny_model
 from torch import Tensor
 
 import sparsepo
@@ -26,6 +25,7 @@ from sparsepo.masks import (
     read_mask_info,
     save_mask,
 )
+from tests.masks.models import tiny_model
 
 MASKERS: list[Masker] = [
     LearnedMask(8, 3, init="ones", seed=3),

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.masks.models import noise_of
 
 from sparsepo.masks import MASKS, DataMask, DenseMask, MaskInputs, RandomMask, build_mask, mask_statistics
+from tests.masks.models import noise_of
 
 
 def test_dense_masks_are_ones(inputs: MaskInputs) -> None:

@@ -7,12 +7,12 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.support import collated
 from transformers import AutoModelForCausalLM
 
 from sparsepo.masks import DenseMask, LearnedMask, import_published_mask
 from sparsepo.objectives import get_objective
 from sparsepo.scoring import dense_pair_scores
+from tests.support import collated
 
 BETA = 0.8
 SIDES = ("chosen", "rejected")

@@ -6,11 +6,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.support import collated, perturbed, tiny_model
 
 from sparsepo.masks import DenseMask
 from sparsepo.objectives import get_objective
 from sparsepo.scoring import DenseScorer, LMHead, ScorerInputs, dense_pair_scores, token_kl, token_logps
+from tests.support import collated, perturbed, tiny_model
 
 PAIRS = [([5, 6, 7], [8, 9, 2], [10, 2]), ([11, 12], [13, 2], [14, 15, 16, 17, 2])]
 

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from tests.support import ARCHITECTURES, tiny_tokenizer
 from torch import nn
 
 from sparsepo import SparsePOConfig, SparsePOTrainer
 from sparsepo.objectives import PairScores
+from tests.support import ARCHITECTURES, tiny_tokenizer
 
 EVERY = pytest.mark.parametrize("architecture", ARCHITECTURES)
 

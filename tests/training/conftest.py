@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 from datasets import Dataset
-from tests.support import preference_rows, tiny_model, tiny_tokenizer
 
 from sparsepo import SparsePOConfig, SparsePOTrainer
+from tests.support import preference_rows, tiny_model, tiny_tokenizer
 
 
 @pytest.fixture(autouse=True, scope="session")

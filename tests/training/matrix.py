@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 from peft import LoraConfig
-from tests.support import ARCHITECTURES
 
 from sparsepo.training.config import OBJECTIVE_NAMES
+from tests.support import ARCHITECTURES
 
 # name → the settings that ask for the mask; "none" is that of objectives that read no mask
 MASKS: dict[str, dict[str, Any]] = {

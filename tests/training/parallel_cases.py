@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from datasets import Dataset
 from safetensors.torch import save_file
-from tests.support import perturbed, tiny_model
 
 from sparsepo import SparsePOTrainer
+from tests.support import perturbed, tiny_model
 
 from .running import build, logged, mask_state, policy_state, prepared_rows, run_config
 

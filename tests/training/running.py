@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from tests.support import preference_rows, tiny_model, tiny_tokenizer
 from transformers import PrinterCallback
 
 from sparsepo import SparsePOConfig, SparsePOTrainer
 from sparsepo.training.step import MASK_ATTRIBUTE
+from tests.support import preference_rows, tiny_model, tiny_tokenizer
 
 # Trainer's clocks
 _TIMES = ("runtime", "per_second", "preparation_time")

@@ -11,16 +11,16 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import PeftModel, get_peft_model
-from tests.support import (
-    perturbed,
-    tiny_config,
-    tiny_model,
-)
 
 from sparsepo import SparsePOTrainer
 from sparsepo.scoring import dense_pair_scores
 from sparsepo.scoring.dense import forward_arguments
 from sparsepo.training.step import MASK_ATTRIBUTE, base_model_of
+from tests.support import (
+    perturbed,
+    tiny_config,
+    tiny_model,
+)
 
 from .architectures import (
     EVERY,

@@ -10,13 +10,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
-from tests.support import (
-    _GATED,
-    ARCHITECTURES,
-    collated,
-    perturbed,
-    tiny_model,
-)
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -24,6 +17,13 @@ from sparsepo import LearnedMask
 from sparsepo.scoring import dense_pair_scores
 from sparsepo.scoring.dense import block_outputs
 from sparsepo.training.step import MASK_ATTRIBUTE
+from tests.support import (
+    _GATED,
+    ARCHITECTURES,
+    collated,
+    perturbed,
+    tiny_model,
+)
 
 from .architectures import (
     EVERY,

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from tests.support import perturbed, tiny_model
 
 from sparsepo import SparsePOTrainer
+from tests.support import perturbed, tiny_model
 
 from .running import (
     assert_close,

@@ -13,12 +13,12 @@ import pytest
 import torch
 from datasets import Dataset
 from safetensors.torch import load_file
-from tests.support import preference_rows, tiny_model
 from transformers import AutoModelForCausalLM
 
 from sparsepo import LearnedMask, SparsePOTrainer, load_mask
 from sparsepo.masks import Masker
 from sparsepo.masks.saving import read_mask_info
+from tests.support import preference_rows, tiny_model
 
 from .running import assert_same, build, logged, mask_state, moved, policy_state, prepared_rows, run_config
 

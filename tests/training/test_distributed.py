@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file
-from tests.support import perturbed, tiny_model
 
 from sparsepo.training.streams import FilledStream
+from tests.support import perturbed, tiny_model
 
 from .parallel_cases import CASES, run_case
 from .running import assert_close, assert_same, moved, steps_of, without_clocks

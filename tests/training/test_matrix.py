@@ -15,12 +15,12 @@ import torch
 from datasets import Dataset
 from peft import PeftModel
 from safetensors import safe_open
-from tests.support import tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
 from sparsepo import SparsePOConfig, SparsePOTrainer, load_mask
 from sparsepo.scoring import dense_pair_scores
 from sparsepo.training.step import MASK_ATTRIBUTE, base_model_of
+from tests.support import tiny_model, tiny_tokenizer
 
 from .matrix import MASKS, QUIET_PEFT, Case, covering_set, lora, pairs_of, whole_product
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from datasets import Dataset, IterableDataset
-from tests.support import preference_rows, tiny_model, tiny_tokenizer
 
 from sparsepo import SparsePOConfig, SparsePOTrainer
+from tests.support import preference_rows, tiny_model, tiny_tokenizer
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}{{ m['role'] + ' : ' + m['content'] }}{% if m['role'] == 'assistant' %}{{ ' ' + eos_token }}"

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from tests.support import tiny_model
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from sparsepo import SparsePOTrainer, load_mask
 from sparsepo.scoring import dense_pair_scores
 from sparsepo.training.step import MASK_ATTRIBUTE
+from tests.support import tiny_model
 
 from .running import assert_same, build, logged, mask_state, moved, policy_state, prepared_rows, run_config, steps_of
 

@@ -40,7 +40,25 @@ def accelerate_config_path(name: str) -> str:
     return str(folder.joinpath(f"{name}.yaml"))
 
 
-def launch(command: str, arguments: Sequence[str], config: str, processes: int | None = None) -> int:
+def refuse_sharding_on_cpu(path: str, use_cpu: bool) -> None:
+    """Accelerate runs a sharded configuration on a CPU as plain data parallelism, without a word: refuse it.
+
+    Raises:
+        CliError: the configuration shards and there is no accelerator to use.
+    """
+    import torch
+    import yaml
+
+    content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    kind = str(content.get("distributed_type", "")).upper() if isinstance(content, dict) else ""
+    if kind in ("FSDP", "DEEPSPEED") and (use_cpu or not torch.accelerator.is_available()):
+        reason = "--use_cpu was given" if use_cpu else "there is none here"
+        raise CliError(f"accelerate_config {path} shards with {kind}, which needs an accelerator: {reason}.")
+
+
+def launch(
+    command: str, arguments: Sequence[str], config: str, processes: int | None = None, use_cpu: bool = False
+) -> int:
     """Run ``sparsepo COMMAND ARGUMENTS`` under ``accelerate launch``.
 
     Args:
@@ -48,6 +66,7 @@ def launch(command: str, arguments: Sequence[str], config: str, processes: int |
         arguments: its arguments as given.
         config: file or name of an accelerate configuration.
         processes: number of processes instead of the configuration's.
+        use_cpu: the run was told to stay on the CPU.
 
     Returns:
         Exit status: 0, or 1 if a process failed (it has said why).
@@ -56,7 +75,9 @@ def launch(command: str, arguments: Sequence[str], config: str, processes: int |
 
     from accelerate.commands.launch import launch_command, launch_command_parser
 
-    options = ["--config_file", accelerate_config_path(config)]
+    path = accelerate_config_path(config)
+    refuse_sharding_on_cpu(path, use_cpu)
+    options = ["--config_file", path]
     if processes is not None:
         options += ["--num_processes", str(processes)]
     parsed = launch_command_parser().parse_args([*options, "-m", "sparsepo.cli.main", command, *arguments])

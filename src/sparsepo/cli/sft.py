@@ -41,7 +41,7 @@ def run(arguments: list[str]) -> int:
         return 0
     namespace = found.parse_namespace(rest, recipe)
     if namespace.accelerate_config is not None and not is_launched():
-        return launch("sft", arguments, namespace.accelerate_config, namespace.num_processes)
+        return launch("sft", arguments, namespace.accelerate_config, namespace.num_processes, namespace.use_cpu)
     if namespace.bf16 is None:
         from sparsepo.training.trl_bridge import bf16_is_supported
 

@@ -37,7 +37,7 @@ def run(arguments: list[str]) -> int:
         return 0
     parsed, namespace = _parse(arguments)
     if namespace.accelerate_config is not None and not is_launched():
-        return launch("train", arguments, namespace.accelerate_config, namespace.num_processes)
+        return launch("train", arguments, namespace.accelerate_config, namespace.num_processes, namespace.use_cpu)
     _train(_settings(parsed, namespace), arguments)
     return 0
 

@@ -17,8 +17,6 @@ def _setting(default: Any, help: str, choices: tuple[str, ...] | None = None) ->
     metadata: dict[str, Any] = {"help": help}
     if choices is not None:
         metadata["choices"] = list(choices)
-    if isinstance(default, (list, dict)):
-        return field(default_factory=lambda: default, metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
@@ -80,9 +78,11 @@ class SparsePOConfig(DPOConfig):
         None, "learned: 'linear' map a layer (default) or 'two_layer'.", ("linear", "two_layer")
     )
     mask_map_width: int | None = _setting(None, "learned, two_layer: hidden width. Unset: 200.")
-    mask_activation_groups: list[str] | None = _setting(
-        None,
-        "activation: groups to average: any of mlp attn resid logits. Unset: all that the architecture has.",
+    mask_activation_groups: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "activation: groups to average: any of mlp attn resid logits. Unset: all that the architecture has."
+        },
     )
     mask_random_sparsity: float | None = _setting(None, "random: share of exact zeros. Unset: 0.")
     mask_learning_rate: float | None = _setting(
@@ -155,9 +155,9 @@ class SparsePOConfig(DPOConfig):
         check_fraction("mask_random_sparsity", self.mask_random_sparsity)
         for name in ("mask_init_pairs", "mask_map_width", "max_prompt_length"):
             check_number(name, getattr(self, name), least=1, integer=True)
-        if self.max_prompt_length is not None and self.max_length is not None:
-            if self.max_prompt_length >= self.max_length:
-                raise ValueError(
-                    f"max_prompt_length={self.max_prompt_length} leaves no room for a response in "
-                    f"max_length={self.max_length}; make it smaller."
-                )
+        longest = self.max_prompt_length
+        if longest is not None and self.max_length is not None and longest >= self.max_length:
+            raise ValueError(
+                f"max_prompt_length={longest} leaves no room for a response in max_length={self.max_length}; "
+                "make it smaller."
+            )

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from datasets import Dataset, IterableDataset
+from datasets import Dataset
 
 from sparsepo.data.hh import is_hh_transcript, split_hh_row
 
