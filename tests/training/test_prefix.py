@@ -7,13 +7,13 @@ import logging
 
 import pytest
 import torch
-from tests.support import ARCHITECTURES, collated, perturbed, preference_rows, tiny_model
-from tests.training.running import assert_same, build, logged, policy_state, run_config
 
 from sparsepo.training.prefix import PrefixSharing, estimated_gain
 from sparsepo.training.prefix_probe import probe_batch, read_positions, run_route, stand_in, why_unequal
 from sparsepo.training.prefix_routes import common_prefix_lengths, shared_layout
 from sparsepo.training.trl_bridge import load_balancing_loss
+from tests.support import ARCHITECTURES, collated, perturbed, preference_rows, tiny_model
+from tests.training.running import assert_same, build, logged, policy_state, run_config
 
 ATTENTION = [name for name in ARCHITECTURES if name != "mamba"]
 PROMPT = [5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16]
@@ -264,6 +264,27 @@ def test_state_space_models_fall_back_with_one_line(caplog):
     assert torch.equal(found, run_route("separate", backbone, batch).last_hidden_state)
     with pytest.raises(ValueError, match=r"share_prefix='on'.*state-space"):
         PrefixSharing("on").run(backbone, batch)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_unread_last_tokens_are_left_out(checkpointing, monkeypatch):
+    backbone = tiny_model("llama").base_model.train()
+    if checkpointing:
+        backbone.gradient_checkpointing_enable()
+    sharing = PrefixSharing("on")
+    for name, batch in all_batches().items():
+        sharing.run(backbone, batch, last=False)
+        counts = calls_of(backbone, monkeypatch)
+        found = sharing.run(backbone, batch, last=False).last_hidden_state[:, :-1]
+        fewer = sum(counts)
+        counts.clear()
+        sharing.run(backbone, batch)
+        monkeypatch.undo()
+        # a tail of one token stays
+        assert sum(counts) - fewer == (0 if name == "one-token responses" else len(batch["input_ids"])), name
+        predicting = batch["completion_mask"][:, 1:].bool()
+        expected = run_route("separate", backbone, batch).last_hidden_state[:, :-1]
+        torch.testing.assert_close(found[predicting], expected[predicting], rtol=1e-4, atol=1e-5)
 
 
 def test_own_model_must_agree(caplog):

@@ -90,6 +90,7 @@ class PrefixSharing:
         states: bool = False,
         router: bool = False,
         activations: dict[str, Any] | None = None,
+        last: bool = True,
     ) -> BackboneOutput:
         """The backbone over a collated batch.
 
@@ -99,18 +100,21 @@ class PrefixSharing:
             states: also return the states between blocks.
             router: also return the logits of a mixture of experts' routers.
             activations: what the taps around this call fill, group → (2P, S) arrays after it; None without taps.
+            last: whether anybody reads the last token of each sequence, which predicts nothing.
         """
         wanted = {"output_hidden_states": True} if states else {}
         if router:
             wanted["output_router_logits"] = True
-        layout, route = self._plan(backbone, batch, activations is not None)
+        layout, route = self._plan(backbone, batch, activations is not None, last or router)
         if layout is None:
             return backbone(**forward_arguments(backbone, batch), **wanted)
         if route == "cache":
             return run_cache(backbone, layout, wanted)
         return run_row(backbone, layout, wanted, activations)
 
-    def _plan(self, backbone: nn.Module, batch: dict[str, Any], tapped: bool) -> tuple[SharedLayout | None, str | None]:
+    def _plan(
+        self, backbone: nn.Module, batch: dict[str, Any], tapped: bool, last: bool
+    ) -> tuple[SharedLayout | None, str | None]:
         """Layout and route for a batch, or (None, None) for the ordinary way."""
         if self.mode == "off":
             return None, None
@@ -122,6 +126,7 @@ class PrefixSharing:
         right_padded, shortest, prompt_width, tail_width = facts.tolist()  # the one synchronisation with the device
         if not right_padded or shortest < 1 or tail_width < 1:
             return None, None
+        tail_width = tail_width if last else max(tail_width - 1, 1)
         ids = batch["input_ids"]
         shape = (ids.shape[1], prompt_width, tail_width)
         hidden = int(getattr(backbone.config, "hidden_size", 0) or 1)

@@ -67,10 +67,11 @@ def reference_view(
     """
     view = ReferenceView()
     wants_states = masker is not None and masker.needs_hidden_states
+    reads_last = masker is not None and masker.position == "token"
 
     def run(inner: Any) -> dict[str, Tensor]:
         with masker.tap(inner) if masker is not None else nullcontext() as activations:
-            outputs = prefix.run(inner.base_model, batch, states=wants_states, activations=activations)
+            outputs = prefix.run(inner.base_model, batch, states=wants_states, activations=activations, last=reads_last)
         view.last_hidden, view.head = outputs.last_hidden_state, lm_head_of(inner)
         view.activations = activations
         if outputs.hidden_states is not None and wants_states:
@@ -139,7 +140,7 @@ def policy_step(
 
     def run(inner: Any) -> dict[str, Tensor | None]:
         masks = None if masker is None else compute_masks(masker, batch, view, noise)
-        outputs = prefix.run(inner.base_model, batch, router=router)
+        outputs = prefix.run(inner.base_model, batch, router=router, last=False)
         response = batch["completion_mask"][:, 1:].bool()
         kept = None
         if masker is not None and not complete:
