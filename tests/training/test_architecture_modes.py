@@ -188,7 +188,7 @@ def test_checkpointing_changes_no_gradient(architecture: str, tuning: str, tmp_p
         adapter = lora(architecture, init_lora_weights=False) if tuning == "lora" else None
         reference = tiny_model(architecture)
         policy, other = (perturbed(reference), reference) if tuning == "full" else (reference, None)
-        trainer = trainer_of(policy, tmp_path, rows, other, adapter, **settings)
+        trainer = trainer_of(policy, tmp_path, rows, other, adapter, share_prefix="off", **settings)
         batch = batch_of(trainer, rows)
         if settings["gradient_checkpointing"]:
             base_model_of(trainer.model).gradient_checkpointing_enable(settings.get("gradient_checkpointing_kwargs"))

@@ -113,6 +113,12 @@ class SparsePOConfig(DPOConfig):
         "Leave tokens that no mask keeps out of the computation on steps that are not logged: loss and gradients are the "
         "same, logps/*, kl/*, entropy and logits/* then come from logged steps only.",
     )
+    share_prefix: str = _setting(
+        "auto",
+        "Compute each prompt once for both responses: 'auto' (where it is proven equal and pays), 'on' (an error where it "
+        "is not equal) or 'off'.",
+        ("auto", "on", "off"),
+    )
     max_prompt_length: int | None = _setting(
         None, "Keep only the last N tokens of a prompt. Unset: prompts are kept whole."
     )
@@ -136,6 +142,7 @@ class SparsePOConfig(DPOConfig):
         check_choice("mask_layers", self.mask_layers, ("all", "last"))
         check_choice("mask_map", self.mask_map, ("linear", "two_layer"))
         check_choice("scorer", self.scorer, ("auto", "fused", "dense"), optional=False)
+        check_choice("share_prefix", self.share_prefix, ("auto", "on", "off"), optional=False)
         check_number("scorer_memory_mib", self.scorer_memory_mib, above=0, optional=False)
         check_string_list("mask_activation_groups", self.mask_activation_groups, ACTIVATION_GROUPS)
         for name in ("beta", "mask_learning_rate", "mask_max_grad_norm"):

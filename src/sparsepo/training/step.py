@@ -15,12 +15,12 @@ from sparsepo.objectives import Objective
 from sparsepo.scoring import LMHead, Scorer, ScorerInputs, ScorerOutput
 from sparsepo.scoring.dense import (
     block_outputs,
-    forward_arguments,
     mask_inputs,
     model_type_of,
     tokens_that_count,
 )
 
+from .prefix import SEPARATE, PrefixSharing
 from .trl_bridge import install_step_forward, lm_head_of, load_balancing_loss
 
 MASK_ATTRIBUTE = "sparsepo_mask"
@@ -53,7 +53,9 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def reference_view(model: nn.Module, batch: dict[str, Any], masker: Masker | None, autocast: Any) -> ReferenceView:
+def reference_view(
+    model: nn.Module, batch: dict[str, Any], masker: Masker | None, autocast: Any, prefix: PrefixSharing = SEPARATE
+) -> ReferenceView:
     """Run the reference's backbone once, without gradient, and keep what masks and scorer read.
 
     Args:
@@ -61,17 +63,18 @@ def reference_view(model: nn.Module, batch: dict[str, Any], masker: Masker | Non
         batch: collated batch on the model's device.
         masker: the masker, or None where masks are not needed.
         autocast: the run's mixed-precision context.
+        prefix: runs the backbone, each prompt once where it can.
     """
     view = ReferenceView()
     wants_states = masker is not None and masker.needs_hidden_states
+    reads_last = masker is not None and masker.position == "token"
 
     def run(inner: Any) -> dict[str, Tensor]:
         with masker.tap(inner) if masker is not None else nullcontext() as activations:
-            arguments = forward_arguments(inner.base_model, batch)
-            outputs = inner.base_model(**arguments, output_hidden_states=wants_states)
+            outputs = prefix.run(inner.base_model, batch, states=wants_states, activations=activations, last=reads_last)
         view.last_hidden, view.head = outputs.last_hidden_state, lm_head_of(inner)
         view.activations = activations
-        if wants_states:
+        if outputs.hidden_states is not None and wants_states:
             view.block_states = block_outputs(outputs.hidden_states, outputs.last_hidden_state, model_type_of(inner))
         return {"last_hidden_state": outputs.last_hidden_state}
 
@@ -114,6 +117,7 @@ def policy_step(
     complete: bool,
     router: bool,
     autocast: Any,
+    prefix: PrefixSharing = SEPARATE,
 ) -> StepOutput:
     """Masks, policy backbone and scorer, all inside the wrapped model's forward, so that DDP and FSDP see the gradients.
 
@@ -130,15 +134,13 @@ def policy_step(
         complete: score every response token and collect entropy, mean logits and top-1 hits; otherwise tokens that no
             mask keeps are left out where that changes neither loss nor gradient.
         router: ask a mixture of experts for its auxiliary loss.
+        prefix: runs the backbone, each prompt once where it can.
     """
     result: dict[str, StepOutput] = {}
 
     def run(inner: Any) -> dict[str, Tensor | None]:
         masks = None if masker is None else compute_masks(masker, batch, view, noise)
-        arguments = forward_arguments(inner.base_model, batch)
-        if router:
-            arguments["output_router_logits"] = True
-        outputs = inner.base_model(**arguments)
+        outputs = prefix.run(inner.base_model, batch, router=router, last=False)
         response = batch["completion_mask"][:, 1:].bool()
         kept = None
         if masker is not None and not complete:

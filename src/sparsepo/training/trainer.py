@@ -26,6 +26,7 @@ from .dropout import disable_functional_dropout
 from .mask_setup import build_masker, fit_from_mapo
 from .metrics import MetricSums, collect_metrics
 from .optimisation import MaskOptimisation
+from .prefix import PrefixSharing
 from .preparation import after_tokenisation, before_tokenisation, is_prepared
 from .refusals import (
     refuse_dataset,
@@ -103,6 +104,7 @@ class SparsePOTrainer(MaskCheckpoints, MaskOptimisation, DPOTrainer):
         self.settings: ResolvedSettings = resolve_settings(args, given_mask=mask is not None)
         self.objective = self.settings.objective
         self.scorer: Scorer = DenseScorer() if args.scorer == "dense" else FusedScorer(args.scorer_memory_mib)
+        self.prefix = PrefixSharing(args.share_prefix)
         self.masker: Masker | None = mask
         self._sums = {"train": MetricSums(), "eval": MetricSums()}
         self._new_tokens: Tensor | int = 0  # of this process since the last count
@@ -223,7 +225,7 @@ class SparsePOTrainer(MaskCheckpoints, MaskOptimisation, DPOTrainer):
 
     def _view(self, batch: dict[str, Any], masker: Masker | None) -> ReferenceView:
         reference = self.ref_model if self.ref_model is not None else self.model
-        return reference_view(reference, batch, masker, autocast_of(self.accelerator))
+        return reference_view(reference, batch, masker, autocast_of(self.accelerator), self.prefix)
 
     def _noise(self, batch: dict[str, Any]) -> NoiseKey:
         return noise_key(batch, self.args.seed, self.state.global_step)
@@ -253,6 +255,7 @@ class SparsePOTrainer(MaskCheckpoints, MaskOptimisation, DPOTrainer):
             complete=complete,
             router=self.aux_loss_enabled,
             autocast=autocast_of(self.accelerator),
+            prefix=self.prefix,
         )
 
     def compute_loss(
