@@ -212,3 +212,41 @@ def test_what_must_not_be_left_out():
     assert tokens_that_count(None, inputs.response_mask, "none", True) is None
     assert get_objective("sparsepo", kl_anchor=0.1).declared_tokens == "all"
     assert get_objective("dpo").declared_tokens == "all"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_autocast_changes_nothing(dtype):
+    """The trainer runs scorers inside its mixed-precision context: rows and their products stay float32."""
+    objective = get_objective("sparsepo", beta=0.5)
+    plain = outcome(FusedScorer(), 8, [4, 3, 2, 5], objective, dtype=dtype)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = outcome(FusedScorer(), 8, [4, 3, 2, 5], objective, dtype=dtype)
+    assert_same(mixed, plain, 1e-6)
+
+
+def test_small_half_precision_gradients_survive_loss_scaling():
+    """fp16 states: the scale must be on the gradients before they are cast, or the small ones become zero."""
+    leaves, inputs = problem(9, [6, 5, 4, 6], dtype=torch.float16)
+    inputs.pair_weight = torch.full((2,), 1e-5)
+    (FusedScorer()(inputs, get_objective("dpo"), True).loss * 65536).backward()
+    scaled = leaves["hidden"].grad.float() / 65536
+    exact, exact_inputs = problem(9, [6, 5, 4, 6], dtype=torch.float32)
+    exact_inputs.pair_weight = inputs.pair_weight
+    with torch.no_grad():
+        exact["hidden"].copy_(leaves["hidden"])
+        exact["weight"].copy_(leaves["weight"])
+    exact_inputs.reference_hidden = inputs.reference_hidden.float()
+    exact_inputs.reference_head = LMHead(inputs.reference_head.weight.float())
+    FusedScorer()(exact_inputs, get_objective("dpo"), True).loss.backward()
+    expected = exact["hidden"].grad
+    assert torch.allclose(scaled, expected, rtol=2e-3, atol=2e-3 * expected.abs().max().item())
+    assert not ((scaled == 0) & (expected.abs() > 1e-4 * expected.abs().max())).any()
+
+
+def test_soft_cap_with_probabilities_that_underflow():
+    leaves, inputs = problem(10, [3, 3], softcap=50.0)
+    with torch.no_grad():
+        leaves["hidden"].mul_(200)
+    output = FusedScorer()(inputs, get_objective("tdpo1"), True)
+    output.loss.backward()
+    assert all(leaf.grad is None or leaf.grad.isfinite().all() for leaf in leaves.values())

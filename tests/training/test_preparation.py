@@ -166,3 +166,49 @@ def test_fully_truncated_rows_are_dropped_as_trl_does(tmp_path):
     )
     trainer = build(tmp_path, rows, max_length=4)
     assert trainer.train_dataset["row_id"] == [1] or list(trainer.train_dataset["row_id"]) == [1]
+
+
+def test_long_prompts_are_cut_before_rows_are_dropped(tmp_path):
+    rows = Dataset.from_list([{"prompt": "the film was good " * 10, "chosen": " good", "rejected": " bad"}] * 2)
+    trainer = build(tmp_path, rows, max_length=12, max_prompt_length=4)
+    assert len(trainer.train_dataset) == 2
+    assert len(trainer.train_dataset[0]["prompt_ids"]) == 4
+
+
+def test_prepared_rows_are_cut_too(tmp_path):
+    ready = build(tmp_path, preference_rows(4)).train_dataset
+    trainer = build(tmp_path, ready, max_prompt_length=2)
+    assert max(len(ids) for ids in trainer.train_dataset["prompt_ids"]) == 2
+
+
+def test_a_text_column_named_row_id_is_refused(tmp_path):
+    rows = preference_rows(2).add_column("row_id", ["a", "b"])
+    with pytest.raises(ValueError, match="has a column 'row_id' that holds 'a'"):
+        build(tmp_path, rows)
+
+
+def test_streams_are_not_numbered(tmp_path):
+    """Loader workers would each start at 0: tokens tell the rows apart instead."""
+    rows = preference_rows(4)
+    trainer = build(tmp_path, IterableDataset.from_generator(lambda: iter(rows.to_list())), max_steps=1)
+    assert "row_id" not in next(iter(trainer.get_train_dataloader()))
+
+
+def test_spans_in_chats_are_looked_for_in_the_answer(tmp_path):
+    """The answer's characters also stand in the template's closing mark."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['role'] + ' : ' + m['content'] + ' . and ' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant : ' }}{% endif %}"
+    )
+    row = {
+        "prompt": [{"role": "user", "content": "the film was"}],
+        "chosen": [{"role": "assistant", "content": "and"}],
+        "rejected": [{"role": "assistant", "content": "bad"}],
+        "chosen_weights": [[0.0, 3.0, 2.0]],
+        "rejected_weights": [[0.0, 3.0, 1.0]],
+    }
+    trainer = build(tmp_path, Dataset.from_list([row] * 2), tokenizer=tokenizer, objective="sparsepo", mask="data")
+    prepared = trainer.train_dataset[0]
+    assert tokenizer.decode(prepared["chosen_ids"]).split() == ["and", ".", "and"]
+    assert list(prepared["chosen_token_weights"]) == [2.0, 0.0, 0.0]

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from sparsepo.training import SparsePOConfig
 
 # TRL and torch are slow to import: the objective's names are repeated here (a test compares them)
-OBJECTIVES = ("sparsepo", "mapo", "tdpo1", "tdpo2", "dpo", "simpo", "dpop")
+OBJECTIVES = ("sparsepo", "mapo", "tdpo1", "tdpo2", "dpo", "simpo", "dpop")  # a test keeps them equal to the registry
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:

@@ -11,7 +11,7 @@ from .base import CliError
 
 SETTINGS_FILE = "sparsepo.json"
 # repeated here because importing them takes seconds (a test compares them)
-OBJECTIVES = ("sparsepo", "mapo", "tdpo1", "tdpo2", "dpo", "simpo", "dpop")
+OBJECTIVES = ("sparsepo", "mapo", "tdpo1", "tdpo2", "dpo", "simpo", "dpop")  # a test keeps them equal to the registry
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:

@@ -140,8 +140,8 @@ class Masker(nn.Module):
 
     @property
     def is_trainable(self) -> bool:
-        """Whether the masker has parameters."""
-        return any(True for _ in self.parameters())
+        """Whether the masker has parameters that require a gradient."""
+        return any(parameter.requires_grad for parameter in self.parameters())
 
     def at_targets(self, values: Tensor) -> Tensor:
         """Pick the reading position: (..., T + 1) of the whole sequence → (..., T) of the targets, on the last axis."""

@@ -41,6 +41,8 @@ class Objective:
     """
 
     name: ClassVar[str]
+    display_name: ClassVar[str]
+    paper: ClassVar[tuple[str, str]]  # title, arXiv number
     default_beta: ClassVar[float] = 0.1
     links: ClassVar[tuple[str, ...]] = ("sigmoid",)
 

@@ -16,6 +16,11 @@ class DPO(LinkedObjective):
     """L = −log σ( β Σ_{y_w} r_t − β Σ_{y_l} r_t ),  r_t = log π_θ − log π_ref. Masks and KL are not read."""
 
     name: ClassVar[str] = "dpo"
+    display_name: ClassVar[str] = "DPO"
+    paper: ClassVar[tuple[str, str]] = (
+        "Direct Preference Optimization: Your Language Model is Secretly a Reward Model",
+        "2305.18290",
+    )
 
     def score(self, side: TokenScores, chosen: bool) -> Tensor:
         return side.total(side.log_ratios())

@@ -23,6 +23,11 @@ class DPOP(LinkedObjective):
     """
 
     name: ClassVar[str] = "dpop"
+    display_name: ClassVar[str] = "DPOP"
+    paper: ClassVar[tuple[str, str]] = (
+        "Smaug: Fixing Failure Modes of Preference Optimisation with DPO-Positive",
+        "2402.13228",
+    )
     links: ClassVar[tuple[str, ...]] = ("sigmoid",)
 
     lam: float = 5.0

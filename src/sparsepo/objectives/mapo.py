@@ -16,3 +16,4 @@ class MaPO(SparsePO):
     """
 
     name: ClassVar[str] = "mapo"
+    display_name: ClassVar[str] = "MaPO"

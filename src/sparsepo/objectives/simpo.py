@@ -21,6 +21,11 @@ class SimPO(Objective):
     """
 
     name: ClassVar[str] = "simpo"
+    display_name: ClassVar[str] = "SimPO"
+    paper: ClassVar[tuple[str, str]] = (
+        "SimPO: Simple Preference Optimization with a Reference-Free Reward",
+        "2405.14734",
+    )
     default_beta: ClassVar[float] = 2.0
     reads_reference: ClassVar[bool] = False
 

@@ -26,6 +26,11 @@ class SparsePO(LinkedObjective):
     """
 
     name: ClassVar[str] = "sparsepo"
+    display_name: ClassVar[str] = "SparsePO"
+    paper: ClassVar[tuple[str, str]] = (
+        "SparsePO: Controlling Preference Alignment of LLMs via Sparse Token Masks",
+        "2410.05102",
+    )
     reads_kl: ClassVar[bool] = True
     reads_masks: ClassVar[bool] = True
 

@@ -19,6 +19,11 @@ class TDPO1(LinkedObjective):
     """
 
     name: ClassVar[str] = "tdpo1"
+    display_name: ClassVar[str] = "TDPO (v1)"
+    paper: ClassVar[tuple[str, str]] = (
+        "Token-level Direct Preference Optimization",
+        "2404.11999",
+    )
     reads_kl: ClassVar[bool] = True
 
     def score(self, side: TokenScores, chosen: bool) -> Tensor:

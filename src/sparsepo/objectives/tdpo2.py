@@ -22,6 +22,11 @@ class TDPO2(LinkedObjective):
     """
 
     name: ClassVar[str] = "tdpo2"
+    display_name: ClassVar[str] = "TDPO (v2)"
+    paper: ClassVar[tuple[str, str]] = (
+        "Token-level Direct Preference Optimization",
+        "2404.11999",
+    )
     reads_kl: ClassVar[bool] = True
 
     alpha: float = 0.5

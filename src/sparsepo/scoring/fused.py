@@ -113,13 +113,12 @@ class _FusedLoss(torch.autograd.Function):
             torch.zeros_like(m) if m is not None and need else None
             for m, need in zip((reward_mask, kl_mask), needs[3:5], strict=True)
         ]
-        loss = _run(work, reward_mask, kl_mask, mask_grads, plan)
-        ctx.gradients = (
-            None if work.grad_hidden is None else work.grad_hidden.to(hidden.dtype),
-            None if work.grad_weight is None else work.grad_weight.to(weight.dtype),
-            None if work.grad_bias is None or bias is None else work.grad_bias.to(bias.dtype),
-            *mask_grads,
-        )
+        # autocast would turn products of float32 rows into half precision
+        with torch.autocast(hidden.device.type, enabled=False):
+            loss = _run(work, reward_mask, kl_mask, mask_grads, plan)
+        # kept in float32 until the loss's scale is on them: fp16 would lose the small ones
+        ctx.gradients = (work.grad_hidden, work.grad_weight, work.grad_bias, *mask_grads)
+        ctx.dtypes = [None if t is None else t.dtype for t in (hidden, weight, bias, reward_mask, kl_mask)]
         return loss
 
     @staticmethod
@@ -131,7 +130,9 @@ class _FusedLoss(torch.autograd.Function):
             )
         gradients, ctx.gradients = ctx.gradients, None
         # in place: the head's gradient is as large as the head
-        return (*(None if g is None else g.mul_(grad_loss.to(g.dtype)) for g in gradients), None)
+        pairs = zip(gradients, ctx.dtypes, strict=True)
+        scaled = [None if g is None else g.mul_(grad_loss.to(g.dtype)).to(dtype) for g, dtype in pairs]
+        return (*scaled, None)
 
 
 def _prepare(hidden: Tensor, weight: Tensor, bias: Tensor | None, plan: _Plan, needs: Any) -> _Work:

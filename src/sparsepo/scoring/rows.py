@@ -168,8 +168,9 @@ def logit_gradient(
         block, gb, cb = p[rows], g[rows, None], c[rows, None]
         slope = None
         if head.softcap is not None:  # d cap·tanh(x/cap)/dx = 1 − (z/cap)², z recovered from log p
-            z = block.log() + statistics.log_normaliser[rows, None]
-            slope = 1 - (z / head.softcap).square_()
+            tiny = torch.finfo(block.dtype).tiny  # a probability that underflowed must not become log 0
+            z = block.clamp(min=tiny).log_() + statistics.log_normaliser[rows, None]
+            slope = (1 - (z / head.softcap).square_()).clamp_(min=0)
         block *= cb - gb
         if q is not None:
             block.addcmul_(q[rows], cb, value=-1)

@@ -8,29 +8,10 @@ from typing import Any
 from sparsepo.masks import Masker
 from sparsepo.objectives import Objective
 
-PAPERS = {
-    "sparsepo": ("SparsePO: Controlling Preference Alignment of LLMs via Sparse Token Masks", "2410.05102"),
-    "mapo": ("SparsePO: Controlling Preference Alignment of LLMs via Sparse Token Masks", "2410.05102"),
-    "tdpo1": ("Token-level Direct Preference Optimization", "2404.11999"),
-    "tdpo2": ("Token-level Direct Preference Optimization", "2404.11999"),
-    "dpo": ("Direct Preference Optimization: Your Language Model is Secretly a Reward Model", "2305.18290"),
-    "simpo": ("SimPO: Simple Preference Optimization with a Reference-Free Reward", "2405.14734"),
-    "dpop": ("Smaug: Fixing Failure Modes of Preference Optimisation with DPO-Positive", "2402.13228"),
-}
-DISPLAY_NAMES = {
-    "sparsepo": "SparsePO",
-    "mapo": "MaPO",
-    "tdpo1": "TDPO (v1)",
-    "tdpo2": "TDPO (v2)",
-    "dpo": "DPO",
-    "simpo": "SimPO",
-    "dpop": "DPOP",
-}
 
-
-def paper_of(name: str) -> dict[str, str]:
+def paper_of(objective: Objective) -> dict[str, str]:
     """Title, arXiv id and a BibTeX entry for an objective, as TRL's model card wants them."""
-    title, number = PAPERS[name]
+    title, number = objective.paper
     year = 2000 + int(number[:2])
     key = f"arxiv{number.replace('.', '_')}"
     citation = (

@@ -32,7 +32,6 @@ def attach_mask(model: Any, masker: Masker) -> None:
     base = base_model_of(model)
     device = next(base.parameters()).device
     base.add_module(MASK_ATTRIBUTE, masker.to(device=device, dtype=torch.float32))
-    masker.requires_grad_(True)
     keys = {f"{MASK_ATTRIBUTE}.{name}" for name in masker.state_dict()}
     base._keys_to_ignore_on_save = set(base._keys_to_ignore_on_save or ()) | keys
 
@@ -44,6 +43,25 @@ def detach_mask(model: Any) -> None:
     if masker is not None:
         keys = {f"{MASK_ATTRIBUTE}.{name}" for name in masker.state_dict()}
         base._keys_to_ignore_on_save = set(base._keys_to_ignore_on_save or ()) - keys
+
+
+def split_state(state_dict: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """A policy's state dict → (without the mask head, the mask head's own, or None where it holds none)."""
+    marker = f"{MASK_ATTRIBUTE}."
+    policy = {key: value for key, value in state_dict.items() if marker not in key}
+    mask = {key.split(marker, 1)[1]: value for key, value in state_dict.items() if marker in key}
+    return policy, mask or None
+
+
+def load_weights(masker: nn.Module, state: dict[str, Any]) -> None:
+    """Copy whole weights into a mask head, sharded (FSDP2) or not."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+    from torch.distributed.tensor import DTensor
+
+    if any(isinstance(parameter, DTensor) for parameter in masker.parameters()):
+        set_model_state_dict(masker, state, options=StateDictOptions(full_state_dict=True))
+    else:
+        masker.load_state_dict(state)
 
 
 def write_settings(
@@ -72,16 +90,18 @@ class MaskCheckpoints:
     ref_model: Any
     masker: Masker | None
     objective: Objective
+    trained_mask_names: frozenset[str] = frozenset()
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        mask_state = None  # gathered from shards, where there are shards
         if state_dict is not None:
-            state_dict = {key: value for key, value in state_dict.items() if f"{MASK_ATTRIBUTE}." not in key}
+            state_dict, mask_state = split_state(state_dict)
         super()._save(output_dir, state_dict)  # type: ignore[misc]
         if not self.args.should_save:
             return
         folder = output_dir or self.args.output_dir
         if self.masker is not None:
-            save_mask(self.masker, folder, base_model=self.base_model_name())
+            save_mask(self.masker, folder, base_model=self.base_model_name(), state_dict=mask_state)
         if self.args.sync_ref_model:  # the reference has moved: no other copy of it exists, and masks read it
             base_model_of(self.ref_model).save_pretrained(Path(folder) / REFERENCE_FOLDER)
         write_settings(folder, self.objective, self.masker, self.saved_settings())
@@ -108,10 +128,11 @@ class MaskCheckpoints:
                 f"{folder}/{MASK_FOLDER} holds another mask than this run's: {problem}. Resume with the settings that the "
                 "checkpoint was made with."
             )
-        if self.masker is not None and self.masker.is_trainable:
-            self.masker.load_state_dict(saved.state_dict())
+        if self.masker is not None and self.trained_mask_names:
+            load_weights(self.masker, saved.state_dict())
             # PEFT's load_adapter freezes every parameter outside the adapter
-            self.masker.requires_grad_(True)
+            for name, parameter in self.masker.named_parameters():
+                parameter.requires_grad_(name in self.trained_mask_names)
 
     def _load_reference_of(self, folder: str) -> None:
         """With sync_ref_model: put the moved reference of a checkpoint back."""

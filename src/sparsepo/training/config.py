@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from sparsepo.objectives import OBJECTIVES
+
 from .trl_bridge import DPOConfig, bf16_is_supported
 from .validation import check_choice, check_fraction, check_number, check_string_list
 
-OBJECTIVE_NAMES = ("sparsepo", "mapo", "tdpo1", "tdpo2", "dpo", "simpo", "dpop")
+OBJECTIVE_NAMES = tuple(OBJECTIVES)
 MASK_KINDS = ("learned", "activation", "dense", "random", "data")
 ACTIVATION_GROUPS = ("mlp", "attn", "resid", "logits")
 
@@ -86,7 +88,7 @@ class SparsePOConfig(DPOConfig):
     )
     mask_random_sparsity: float | None = _setting(None, "random: share of exact zeros. Unset: 0.")
     mask_learning_rate: float | None = _setting(
-        None, "learned: learning rate of the mask head. Unset: 10 × learning_rate (published: 1 ×)."
+        None, "learned: learning rate of the mask head; 0 holds it. Unset: 10 × learning_rate (published: 1 ×)."
     )
     mask_weight_decay: float | None = _setting(None, "learned: weight decay of the mask head. Unset: 0.01.")
     mask_dropout: float | None = _setting(
@@ -105,8 +107,8 @@ class SparsePOConfig(DPOConfig):
         "readable truth) or 'auto' (fused).",
         ("auto", "fused", "dense"),
     )
-    scorer_memory_mib: float = _setting(
-        512.0, "fused: memory for rows of logits, MiB; a pair that does not fit is scored in two passes."
+    scorer_memory_mib: float | None = _setting(
+        None, "fused: memory for rows of logits, MiB; a pair that does not fit is scored in two passes. Unset: 512."
     )
     skip_masked: bool = _setting(
         True,
@@ -143,11 +145,14 @@ class SparsePOConfig(DPOConfig):
         check_choice("mask_map", self.mask_map, ("linear", "two_layer"))
         check_choice("scorer", self.scorer, ("auto", "fused", "dense"), optional=False)
         check_choice("share_prefix", self.share_prefix, ("auto", "on", "off"), optional=False)
-        check_number("scorer_memory_mib", self.scorer_memory_mib, above=0, optional=False)
+        check_number("scorer_memory_mib", self.scorer_memory_mib, above=0)
+        if self.scorer == "dense" and self.scorer_memory_mib is not None:
+            raise ValueError(f"scorer_memory_mib={self.scorer_memory_mib!r} has no effect with scorer='dense'.")
         check_string_list("mask_activation_groups", self.mask_activation_groups, ACTIVATION_GROUPS)
-        for name in ("beta", "mask_learning_rate", "mask_max_grad_norm"):
+        for name in ("beta", "mask_max_grad_norm"):
             check_number(name, getattr(self, name), above=0)
-        for name in ("alpha", "gamma", "lam", "kl_anchor", "mask_weight_decay", "mask_l1_reward", "mask_l1_kl"):
+        at_least_zero = ("alpha", "gamma", "lam", "kl_anchor", "mask_weight_decay", "mask_l1_reward", "mask_l1_kl")
+        for name in (*at_least_zero, "mask_learning_rate"):
             check_number(name, getattr(self, name), least=0)
         check_number("sft_weight", self.sft_weight, least=0, optional=False)
         check_number("label_smoothing", self.label_smoothing, least=0, optional=False)

@@ -14,6 +14,11 @@ from sparsepo.scoring import ScorerOutput
 SIDES = ("chosen", "rejected")
 
 
+def _wide(value: Tensor) -> Tensor:
+    """float64, where the device has it."""
+    return value.detach().float() if value.device.type == "mps" else value.detach().double()
+
+
 class MetricSums:
     """Weighted averages and maxima by name, kept on the device until they are read.
 
@@ -26,12 +31,12 @@ class MetricSums:
 
     def add(self, name: str, total: Tensor, count: Tensor) -> None:
         """Add Σ weight · value and Σ weight."""
-        pair = torch.stack([total.detach().double(), count.detach().double()])
+        pair = torch.stack([_wide(total), _wide(count)])
         self._sums[name] = self._sums[name] + pair if name in self._sums else pair
 
     def maximum(self, name: str, value: Tensor) -> None:
         """Raise a maximum."""
-        value = value.detach().double()
+        value = _wide(value)
         self._maxima[name] = torch.maximum(self._maxima[name], value) if name in self._maxima else value
 
     def drain(self, accelerator: Any) -> dict[str, float]:

@@ -67,7 +67,7 @@ class MaskOptimisation:
                 parameter.requires_grad_(True)
         if self.masker is not None and parameters:
             rate, decay, _ = self._mask_rates()
-            named = list(self.masker.named_parameters())
+            named = [(name, p) for name, p in self.masker.named_parameters() if p.requires_grad]
             for decayed in (True, False):
                 group = [p for name, p in named if decayed != any(word in name for word in _NOT_DECAYED)]
                 optimizer.add_param_group({"params": group, "lr": rate, "weight_decay": decay if decayed else 0.0})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +12,7 @@ from datasets import Dataset
 from sparsepo.data.hh import is_hh_transcript, split_hh_row
 
 from .collator import ROW_ID, WEIGHT_COLUMNS
-from .trl_bridge import is_conversational
+from .trl_bridge import common_prefix_length, is_conversational
 
 Rows = Any  # Dataset | IterableDataset
 _GIVEN_WEIGHTS = {"chosen": "chosen_weights", "rejected": "rejected_weights"}
@@ -37,7 +38,13 @@ def before_tokenisation(dataset: Rows, name: str) -> Rows:
     check drops and reports them.
     """
     first = next(iter(dataset))
-    if ROW_ID not in first:
+    if ROW_ID in first and (isinstance(first[ROW_ID], bool) or not isinstance(first[ROW_ID], int)):
+        raise ValueError(
+            f"The {name} dataset has a column {ROW_ID!r} that holds {first[ROW_ID]!r}; rows are numbered by whole numbers "
+            "there. Rename the column."
+        )
+    # a stream is not numbered: each loader worker would start at 0. Its rows are told apart by their tokens.
+    if ROW_ID not in first and isinstance(dataset, Dataset):
         dataset = mapped(dataset, lambda row, index: {ROW_ID: index}, f"Numbering {name} rows", with_indices=True)
     if "prompt" not in first and is_hh_transcript(first):
         dataset = mapped(dataset, _split_transcript, f"Splitting {name} transcripts")
@@ -54,10 +61,8 @@ def _split_transcript(row: dict[str, Any]) -> dict[str, Any]:
     return dict(parts)
 
 
-def after_tokenisation(
-    dataset: Rows, name: str, tokenizer: Any, max_prompt_length: int | None, wants_weights: bool
-) -> Rows:
-    """Align given weights to tokens, then cut prompts to their last ``max_prompt_length`` tokens."""
+def after_tokenisation(dataset: Rows, name: str, tokenizer: Any, wants_weights: bool) -> Rows:
+    """Align given weights to tokens."""
     first = next(iter(dataset))
     if wants_weights and WEIGHT_COLUMNS[0] not in first:
         for column in _GIVEN_WEIGHTS.values():
@@ -67,12 +72,23 @@ def after_tokenisation(
                     f"{column!r}. Each holds a number per response token or spans [start, end, weight]."
                 )
         dataset = mapped(dataset, align_row, f"Aligning weights of {name} dataset", fn_kwargs={"tokenizer": tokenizer})
-    if max_prompt_length is not None:
+    return dataset
+
+
+def cut_and_filter(dataset: Rows, name: str, args: Any) -> Rows:
+    """Cut prompts to their last ``max_prompt_length`` tokens, then drop rows whose prompt alone fills ``max_length``.
+
+    In this order: TRL's own filter would drop long prompts before they could be cut.
+    """
+    if args.max_prompt_length is not None:
         dataset = mapped(
             dataset,
-            lambda row: {"prompt_ids": row["prompt_ids"][-max_prompt_length:]},
+            lambda row: {"prompt_ids": row["prompt_ids"][-args.max_prompt_length :]},
             f"Cutting prompts of {name} dataset",
         )
+    if args.max_length is not None and args.truncation_mode == "keep_start":
+        kwargs = {"desc": f"Dropping filled rows of {name} dataset"} if isinstance(dataset, Dataset) else {}
+        dataset = dataset.filter(lambda row: len(row["prompt_ids"]) < args.max_length, **kwargs)
     return dataset
 
 
@@ -137,11 +153,12 @@ def _rendered(row: dict[str, Any], side: str, tokenizer: Any, where: str) -> tup
     if not is_conversational(row):
         return row["prompt"] + row[side], len(row["prompt"])
     tools = row.get("tools")
-    text = tokenizer.apply_chat_template(
-        row["prompt"] + row[side], tokenize=False, tools=tools, **row.get("chat_template_kwargs", {})
-    )
-    content = row[side][0]["content"]
-    start = text.rfind(content)
+    tools = json.loads(tools) if isinstance(tools, str) else tools
+    settings = {"tokenize": False, "tools": tools, **row.get("chat_template_kwargs", {})}
+    text = tokenizer.apply_chat_template(row["prompt"] + row[side], **settings)
+    opening = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, **settings)
+    # from where the answer opens: its characters may stand in the template's own marks too
+    start = text.find(row[side][0]["content"], common_prefix_length(opening, text))
     if start < 0:
         raise ValueError(f"{where}: the chat template changes the response's text, so that spans cannot be placed.")
     return text, start

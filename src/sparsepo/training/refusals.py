@@ -139,6 +139,18 @@ def refuse_sync_without_reference(reference: nn.Module | None, objective: str) -
         )
 
 
+def refuse_sharded_masks(masker: Masker | None, is_deepspeed: bool, fsdp_version: int | None) -> None:
+    """A trained mask head is clipped and saved apart from the policy, which these two cannot do."""
+    if masker is None or not masker.is_trainable:
+        return
+    found = "DeepSpeed" if is_deepspeed else "FSDP version 1" if fsdp_version == 1 else None
+    if found:
+        raise ValueError(
+            f"A learned mask does not work under {found} yet: its gradients cannot be clipped apart from the policy's. Use "
+            "DDP or FSDP2 (fsdp_version: 2), or a mask without training (objective='mapo', mask='random' or 'data')."
+        )
+
+
 def refuse_low_precision_masks(config: SparsePOConfig, masker: Masker | None) -> None:
     """A trained mask head must stay in float32, where its small steps survive."""
     if masker is None or not masker.is_trainable:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
+from sparsepo.masks import Masker
 from sparsepo.objectives import LINKS, Objective, get_objective, get_objective_class
 
 from .config import SparsePOConfig
@@ -65,27 +66,31 @@ class ResolvedSettings:
     mask_training: MaskTraining | None
 
 
-def resolve_settings(config: SparsePOConfig, given_mask: bool = False) -> ResolvedSettings:
+def resolve_settings(config: SparsePOConfig, mask: Masker | None = None) -> ResolvedSettings:
     """Resolve unset values per objective and preset.
 
     Args:
         config: the run's settings.
-        given_mask: a masker is handed to the trainer; the config must then not describe another.
+        mask: the masker that is handed to the trainer, if one is; the config must then not describe another.
 
     Raises:
         ValueError: a setting that the objective or the mask does not read was set.
     """
     reads_masks = get_objective_class(config.objective).reads_masks
-    if given_mask and not reads_masks:
+    if mask is not None and not reads_masks:
         raise ValueError(f"objective={config.objective!r} reads no mask; leave out the trainer's mask argument.")
+    if config.preset is not None and not reads_masks:
+        raise ValueError(f"preset={config.preset!r} has no effect with objective={config.objective!r}; leave it unset.")
     kind = _mask_kind(config, reads_masks)
-    _refuse_unread(config, kind, given_mask)
-    l1 = _l1_weights(config, kind)
+    if mask is not None:
+        kind = _given_kind(config, mask)
+    _refuse_unread(config, kind, mask)
+    l1 = _l1_weights(config, kind, mask)
     return ResolvedSettings(
         objective=_objective(config, l1),
         mask_kind=kind,
-        mask_arguments=_mask_arguments(config, kind),
-        mask_training=_mask_training(config) if kind == "learned" else None,
+        mask_arguments={} if mask is not None else _mask_arguments(config, kind),
+        mask_training=_mask_training(config) if kind == "learned" and mask is None else None,
     )
 
 
@@ -106,16 +111,29 @@ def _mask_kind(config: SparsePOConfig, reads_masks: bool) -> str | None:
     return config.mask or "learned"
 
 
-def _refuse_unread(config: SparsePOConfig, kind: str | None, given_mask: bool) -> None:
-    read = set(_READ_BY[kind]) if kind else set()
-    if given_mask:
-        # the masker is built already: only the settings of its training still count
-        read &= {"mask_learning_rate", "mask_weight_decay", "mask_max_grad_norm", "mask_l1_reward", "mask_l1_kl"}
+def _given_kind(config: SparsePOConfig, mask: Masker) -> str:
+    if config.mask is not None:
+        raise ValueError(f"mask={config.mask!r} has no effect with a mask handed to the trainer; leave it unset.")
+    if config.objective == "mapo" and mask.kind != "activation":
+        raise ValueError(
+            f"mask={type(mask).__name__}: objective='mapo' means activation masks; choose objective='sparsepo' for others."
+        )
+    return mask.kind
+
+
+# What still counts where the masker is built already and trainable
+_TRAINING_ONLY = ("mask_learning_rate", "mask_weight_decay", "mask_max_grad_norm", "mask_l1_reward", "mask_l1_kl")
+
+
+def _refuse_unread(config: SparsePOConfig, kind: str | None, mask: Masker | None) -> None:
+    read = set(_READ_BY[kind]) if kind and mask is None else set()
+    if mask is not None and mask.is_trainable:
+        read = set(_TRAINING_ONLY)
     for name in _ALL_MASK_SETTINGS:
         value = getattr(config, name)
         if value is not None and name not in read:
             reason = f"mask={kind!r}" if kind else f"objective={config.objective!r}, which reads no mask"
-            if given_mask:
+            if mask is not None:
                 reason = "a mask handed to the trainer, which brings its own"
             raise ValueError(f"{name}={value!r} has no effect with {reason}; leave it unset.")
     known = {f.name for f in fields(get_objective_class(config.objective))}
@@ -133,15 +151,17 @@ def _refuse_unread(config: SparsePOConfig, kind: str | None, given_mask: bool) -
         )
 
 
-def _l1_weights(config: SparsePOConfig, kind: str | None) -> dict[str, float]:
+def _l1_weights(config: SparsePOConfig, kind: str | None, mask: Masker | None) -> dict[str, float]:
     """Effective λ_u, λ_d: a common mask would count twice, so both are halved, as the paper's code does."""
-    if kind != "learned":
+    if kind != "learned" and (mask is None or not mask.is_trainable):
         return {}
+    mask_on = config.mask_on if mask is None else mask.mask_on
+    sharing = config.mask_sharing if mask is None else getattr(mask, "sharing", "independent")
     weights = {"l1_reward": config.mask_l1_reward or 0.0, "l1_kl": config.mask_l1_kl or 0.0}
     for name, on in (("l1_reward", "kl"), ("l1_kl", "reward")):
-        if weights[name] and config.mask_on == on:
+        if weights[name] and mask_on == on:
             raise ValueError(f"mask_{name}={weights[name]!r} has no effect with mask_on={on!r}: that mask is constant.")
-    if config.mask_on in (None, "both") and config.mask_sharing in (None, "common"):
+    if mask_on in (None, "both") and sharing in (None, "common"):
         weights = {name: weight / 2 for name, weight in weights.items()}
     return weights
 

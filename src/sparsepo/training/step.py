@@ -173,5 +173,10 @@ def policy_step(
 
 def compute_masks(masker: Masker, batch: dict[str, Any], view: ReferenceView, noise: NoiseKey | None) -> TokenMasks:
     """The masks of a batch's target tokens."""
+    if masker.needs_weights and "token_weights" not in batch:
+        raise ValueError(
+            "The batch holds no token_weights, which the mask reads: collate with sparsepo.training.PreferenceCollator "
+            "(the trainer's default), or add them to your collator's batch."
+        )
     inputs: MaskInputs = mask_inputs(batch, noise, view.block_states, view.activations)
     return masker.token_masks(inputs)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -13,21 +12,19 @@ from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 
 from sparsepo.masks import LearnedMask, Masker
-from sparsepo.masks.base import NoiseKey
-from sparsepo.objectives import PairScores
-from sparsepo.scoring import DenseScorer, FusedScorer, Scorer
-from sparsepo.scoring.dense import noise_key
+from sparsepo.scoring import DenseScorer, FusedScorer
+from sparsepo.scoring.fused import DEFAULT_BUDGET_MIB
 
-from .card import DISPLAY_NAMES, append_to_card, card_tags, describe_run, paper_of
+from .card import append_to_card, card_tags, describe_run, paper_of
 from .checkpoints import MaskCheckpoints, attach_mask, detach_mask
 from .collator import PAIR_WEIGHT, ROW_ID, WEIGHT_COLUMNS, PreferenceCollator
 from .config import SparsePOConfig
 from .dropout import disable_functional_dropout
 from .mask_setup import build_masker, fit_from_mapo
-from .metrics import MetricSums, collect_metrics
+from .metrics import MetricSums
 from .optimisation import MaskOptimisation
 from .prefix import PrefixSharing
-from .preparation import after_tokenisation, before_tokenisation, is_prepared
+from .preparation import after_tokenisation, before_tokenisation, cut_and_filter, is_prepared
 from .refusals import (
     refuse_dataset,
     refuse_low_precision_masks,
@@ -37,35 +34,34 @@ from .refusals import (
     refuse_reentrant_routing,
     refuse_reference,
     refuse_settings,
+    refuse_sharded_masks,
     refuse_sync_without_reference,
 )
 from .settings import ResolvedSettings, resolve_settings
-from .step import ReferenceView, StepOutput, base_model_of, evaluation_mode, policy_step, reference_view
+from .step import base_model_of
 from .streams import FilledStream
+from .token_loss import TokenLoss
 from .trl_bridge import (
     DPOTrainer,
-    autocast_of,
     construction,
-    reference_adapter,
     remove_step_forward,
     replace_reference_sync,
     versions,
 )
 
 logger = logging.getLogger(__name__)
-# What a collated batch holds besides the model's own arguments
-_OURS = ("completion_mask", ROW_ID, "token_weights", PAIR_WEIGHT, "ref_chosen_logps", "ref_rejected_logps")
 
 
-class SparsePOTrainer(MaskCheckpoints, MaskOptimisation, DPOTrainer):
+class SparsePOTrainer(MaskCheckpoints, MaskOptimisation, TokenLoss, DPOTrainer):
     """Preference optimisation by token: SparsePO, MaPO, TDPO, DPO, SimPO and DPOP over one training loop.
 
     Takes what TRL's ``DPOTrainer`` takes, and a mask. To move a DPO script over, change the names of trainer and config.
 
     Args:
         model: path, hub id, ``PreTrainedModel`` or ``PeftModel``.
-        ref_model: the frozen reference. None: a fresh copy of the initial policy (with PEFT the policy without its
-            adapter). It is not loaded where neither objective nor mask reads it.
+        ref_model: the frozen reference. None: the model as it was where ``model`` came from, loaded once more, as TRL does
+            (with PEFT the policy without its adapter; of a model that came from nowhere, a copy). Hand one over if you
+            changed the weights after loading. It is not loaded where neither objective nor mask reads it.
         args: a :class:`SparsePOConfig`.
         train_dataset, eval_dataset: TRL's preference formats; HH transcripts are split at their last turn. Optional
             columns ``chosen_weights`` and ``rejected_weights`` for ``mask='data'``.
@@ -101,9 +97,13 @@ class SparsePOTrainer(MaskCheckpoints, MaskOptimisation, DPOTrainer):
         args = args if args is not None else _default_config(model)
         if not isinstance(args, SparsePOConfig):
             raise TypeError(f"args must be a SparsePOConfig, got {type(args).__name__}; it takes DPOConfig's settings.")
-        self.settings: ResolvedSettings = resolve_settings(args, given_mask=mask is not None)
+        self.settings: ResolvedSettings = resolve_settings(args, mask)
         self.objective = self.settings.objective
-        self.scorer: Scorer = DenseScorer() if args.scorer == "dense" else FusedScorer(args.scorer_memory_mib)
+        # masks come from the reference, and an objective that reads masks reads the reference anyway
+        self.needs_reference = self.objective.needs_reference
+        self.scorer = (
+            DenseScorer() if args.scorer == "dense" else FusedScorer(args.scorer_memory_mib or DEFAULT_BUDGET_MIB)
+        )
         self.prefix = PrefixSharing(args.share_prefix)
         self.masker: Masker | None = mask
         self._sums = {"train": MetricSums(), "eval": MetricSums()}
@@ -112,8 +112,8 @@ class SparsePOTrainer(MaskCheckpoints, MaskOptimisation, DPOTrainer):
         self._refuse(args, model, ref_model, processing_class, peft_config, train_dataset, eval_dataset)
         if isinstance(model, nn.Module):
             detach_mask(model)  # that of an earlier run: it would be copied, optimised and saved along
-        self._name = DISPLAY_NAMES[self.objective.name]
-        self._paper = paper_of(self.objective.name)
+        self._name = self.objective.display_name
+        self._paper = paper_of(self.objective)
         if ref_model is None and self.needs_reference and peft_config is None and _has_no_source(model):
             ref_model = copy.deepcopy(model)  # built from a config: there is nothing to load it from
         with construction(self.needs_reference, isinstance(model, str), PreferenceCollator):
@@ -136,14 +136,6 @@ class SparsePOTrainer(MaskCheckpoints, MaskOptimisation, DPOTrainer):
         self._set_up_mask(args, optimizers)
 
     # ---- construction ----
-
-    @property
-    def needs_reference(self) -> bool:
-        """Whether anything reads the reference: the objective, or a mask taken from it."""
-        reads = self.settings.mask_kind in ("learned", "activation")
-        if self.masker is not None:
-            reads = self.masker.kind in ("learned", "activation")
-        return self.objective.needs_reference or reads
 
     @staticmethod
     def _refuse(
@@ -189,19 +181,28 @@ class SparsePOTrainer(MaskCheckpoints, MaskOptimisation, DPOTrainer):
         else:
             self.masker.check_fits(base_model_of(reference))
         refuse_low_precision_masks(args, self.masker)
+        fsdp = getattr(self.accelerator.state.fsdp_plugin, "fsdp_version", None) if self.is_fsdp_enabled else None
+        refuse_sharded_masks(self.masker, self.is_deepspeed_enabled, fsdp)
         if self.masker is not None and self.masker.is_trainable:
             self._refuse_foreign_optimizer(optimizers)
+            trained = (name for name, parameter in self.masker.named_parameters() if parameter.requires_grad)
+            self.trained_mask_names = frozenset(trained)
             attach_mask(self.model, self.masker)
+        elif self.masker is not None:
+            self.masker.to(self.accelerator.device).eval()
 
     # ---- data ----
 
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
         if is_prepared(dataset):
-            return dataset
+            return dataset if args.max_prompt_length is None else cut_and_filter(dataset, dataset_name, args)
         dataset = before_tokenisation(dataset, dataset_name)
-        dataset = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+        uncut = copy.copy(args)
+        uncut.max_length = None  # TRL's filter would drop long prompts before they are cut
+        dataset = super()._prepare_dataset(dataset, processing_class, uncut, dataset_name)
         wants_weights = self.masker.needs_weights if self.masker is not None else self.settings.mask_kind == "data"
-        return after_tokenisation(dataset, dataset_name, self._tokenizer, args.max_prompt_length, wants_weights)
+        dataset = after_tokenisation(dataset, dataset_name, self._tokenizer, wants_weights)
+        return cut_and_filter(dataset, dataset_name, args)
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
@@ -215,143 +216,13 @@ class SparsePOTrainer(MaskCheckpoints, MaskOptimisation, DPOTrainer):
             dataset = FilledStream(dataset, processes * batch_size)
         return super()._get_dataloader(dataset, description, batch_size, *args, **kwargs)
 
-    # ---- one step ----
-
-    def _reference_context(self) -> AbstractContextManager[Any]:
-        """Context in which the reference may be run: with PEFT the adapter is switched off."""
-        if self.ref_model is None and hasattr(self.model, "peft_config"):
-            return reference_adapter(self.accelerator.unwrap_model(self.model))
-        return nullcontext()
-
-    def _view(self, batch: dict[str, Any], masker: Masker | None) -> ReferenceView:
-        reference = self.ref_model if self.ref_model is not None else self.model
-        return reference_view(reference, batch, masker, autocast_of(self.accelerator), self.prefix)
-
-    def _noise(self, batch: dict[str, Any]) -> NoiseKey:
-        return noise_key(batch, self.args.seed, self.state.global_step)
-
-    def _step(
-        self,
-        model: nn.Module,
-        batch: dict[str, Any],
-        need_kl: bool,
-        pair_weight: Tensor | None = None,
-        complete: bool = True,
-    ) -> StepOutput:
-        view = ReferenceView()
-        if self.needs_reference:
-            with self._reference_context():
-                view = self._view(batch, self.masker)
-        return policy_step(
-            model,
-            batch,
-            view,
-            self.masker,
-            self.objective,
-            self.scorer,
-            self._noise(batch),
-            pair_weight=pair_weight,
-            need_kl=need_kl and self.needs_reference,
-            complete=complete,
-            router=self.aux_loss_enabled,
-            autocast=autocast_of(self.accelerator),
-            prefix=self.prefix,
-        )
-
-    def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        """Mean loss over the pairs of the whole optimiser step (all micro-batches, all processes)."""
-        mode = "train" if self.model.training else "eval"
-        weight = self._pair_weight(inputs)
-        share = 1 / weight.sum().clamp(min=1)
-        if num_items_in_batch is not None:
-            # DDP averages gradients over processes: undo it, the division is by the global count
-            share = self.accelerator.num_processes / num_items_in_batch
-        # in evaluation the KL is always shown, so that objectives without it can be compared
-        need_kl = self.objective.needs_kl or mode == "eval"
-        may_skip = mode == "train" and self.args.skip_masked and self.masker is not None
-        complete = not may_skip or self._is_logging_step()
-        step = self._step(model, inputs, need_kl, weight * share, complete)
-        loss = step.scored.loss
-        if step.aux_loss is not None:
-            loss = loss + self.router_aux_loss_coef * step.aux_loss * weight.sum() * share
-        self._collect(mode, inputs, step, weight)
-        if not return_outputs:
-            return loss
-        with torch.no_grad():  # compute_metrics was given: it wants logits
-            arguments = {key: value for key, value in inputs.items() if key not in _OURS}
-            return loss, model(**arguments, use_cache=False)
-
-    def _is_logging_step(self) -> bool:
-        """Whether the optimiser step under way will be logged; unknown (True) unless logging goes by steps."""
-        if self.args.logging_strategy != "steps":
-            return True
-        step = self.state.global_step + 1
-        is_due = step % max(int(self.state.logging_steps), 1) == 0 or (step == 1 and self.args.logging_first_step)
-        return is_due or step == self.state.max_steps
-
-    def _pair_weight(self, inputs: dict[str, Any]) -> Tensor:
-        weight = inputs.get(PAIR_WEIGHT)
-        if weight is None:
-            weight = self._real_rows(len(inputs["input_ids"]) // 2)
-        return weight.to(inputs["input_ids"].device, torch.float32)
-
-    def _real_rows(self, pairs: int) -> Tensor:
-        """1 for rows of the dataset, 0 for those that accelerate repeats to fill the last batch, (pairs,)."""
-        state = self.accelerator.gradient_state
-        weight = torch.ones(pairs)
-        if state.in_dataloader and state.end_of_dataloader and state.remainder > 0:
-            first = self.accelerator.process_index * pairs
-            weight[max(0, min(pairs, state.remainder - first)) :] = 0
-        return weight
-
-    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Any:
-        """Pairs in this optimiser step over all micro-batches and processes; marks repeated rows on the way."""
-        for index, batch in enumerate(batch_samples):
-            pairs = len(batch["input_ids"]) // 2
-            is_last = index == len(batch_samples) - 1
-            if PAIR_WEIGHT not in batch:  # a filled stream marks its own
-                batch[PAIR_WEIGHT] = self._real_rows(pairs) if is_last else torch.ones(pairs)
-            batch[PAIR_WEIGHT] = batch[PAIR_WEIGHT].to(device)
-        total = sum((batch[PAIR_WEIGHT].sum() for batch in batch_samples), torch.zeros((), device=device))
-        return self.accelerator.reduce(total, reduction="sum").clamp(min=1)
-
-    def _collect(self, mode: str, inputs: dict[str, Any], step: StepOutput, weight: Tensor) -> None:
-        sums = self._sums[mode]
-        reads_masks = self.objective.needs_masks
-        collect_metrics(sums, step.scored, weight, self.objective.beta, reads_masks, step.complete)
-        if step.aux_loss is not None:
-            sums.add("aux_loss", step.aux_loss * weight.sum(), weight.sum())
-        if mode == "train":
-            self._new_tokens = self._new_tokens + (inputs["attention_mask"].sum(-1) * weight.repeat(2)).sum().long()
-        else:
-            sums.add("loss", (step.scored.pair_loss.loss * weight).sum(), weight.sum())
-
-    @torch.no_grad()
-    def score(self, batch: dict[str, Any]) -> PairScores:
-        """Per-token scores and masks of a collated batch in evaluation mode, with the KL, without gradient.
-
-        Args:
-            batch: output of ``trainer.data_collator``: 2P sequences, chosen first.
-
-        Returns:
-            PairScores of (P, S − 1) arrays; column t belongs to the token at position t + 1.
-        """
-        batch = self._prepare_inputs(batch)
-        try:
-            with evaluation_mode(self.model):
-                return self._step(self.model, batch, need_kl=True).scored.scores
-        finally:
-            if not self.is_in_train:
-                self._restore_forward()
-
     # ---- loops ----
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         """TRL's training; afterwards the model has its own forward back."""
-        if not resume_from_checkpoint:
-            self._fit_start()
+        if resume_from_checkpoint:
+            self._start_is_fitted = True  # the checkpoint's mask is further on
+        self._fit_start()
         try:
             return super().train(resume_from_checkpoint, *args, **kwargs)
         finally:
@@ -359,6 +230,7 @@ class SparsePOTrainer(MaskCheckpoints, MaskOptimisation, DPOTrainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """TRL's evaluation, with metrics averaged exactly over rows and tokens of all processes."""
+        self._fit_start()
         try:
             return super().evaluate(*args, **kwargs)
         finally:

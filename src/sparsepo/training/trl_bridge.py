@@ -18,7 +18,7 @@ from torch import Tensor, nn
 try:
     import trl.trainer.dpo_trainer as _dpo_module
     from trl import DPOConfig, DPOTrainer
-    from trl.data_utils import is_conversational
+    from trl.data_utils import common_prefix_length, is_conversational
     from trl.trainer.callbacks import SyncRefModelCallback
     from trl.trainer.dpo_trainer import DataCollatorForPreference
     from trl.trainer.utils import use_adapter
@@ -41,6 +41,7 @@ __all__ = [
     "DataCollatorForPreference",
     "SyncRefModelCallback",
     "bf16_is_supported",
+    "common_prefix_length",
     "construction",
     "is_conversational",
     "lm_head_of",
