@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed
 SUITABLE := 'import sys; sys.exit(sys.version_info < (3, 11))'
 PYTHON ?= $(firstword $(foreach name,python3 python3.13 python3.12 python3.11,$(shell $(name) -c $(SUITABLE) 2>/dev/null && echo $(name))))
 
-.PHONY: setup demo test test-long lint
+.PHONY: setup demo test test-long lint bench docs
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -38,3 +38,12 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Minutes, on an otherwise idle machine: scoring heads against dense autograd and TRL's
+bench: setup
+	$(BIN)/python benchmarks/scorer.py --memory --output benchmarks/results/scorer_float32
+	$(BIN)/python benchmarks/scorer.py --memory --dtype bfloat16 --output benchmarks/results/scorer_bfloat16
+
+# Every link and every file that the pages name, and the examples in them that run
+docs: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/docs tests/data/test_data_command.py

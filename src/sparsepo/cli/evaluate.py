@@ -125,7 +125,7 @@ def _config(args: argparse.Namespace, saved: dict[str, Any]) -> Any:
         factor = 2.0 if _is_common(saved["mask"]) else 1.0
         values |= {f"mask_{key}": factor * weight for key, weight in l1.items() if weight}
     return SparsePOConfig(
-        output_dir="sparsepo-evaluate",
+        output_dir=_scratch_folder(),  # nothing is written there, but TRL makes the folder
         objective=name,
         max_length=args.max_length,
         max_prompt_length=args.max_prompt_length,
@@ -139,6 +139,17 @@ def _config(args: argparse.Namespace, saved: dict[str, Any]) -> Any:
         dataloader_pin_memory=False,
         **values,
     )
+
+
+def _scratch_folder() -> str:
+    """A temporary folder that goes when the process ends."""
+    import atexit
+    import shutil
+    import tempfile
+
+    folder = tempfile.mkdtemp(prefix="sparsepo-evaluate-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def _is_common(mask: dict[str, Any]) -> bool:
