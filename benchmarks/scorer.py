@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -127,9 +126,20 @@ def processor() -> str:
     return platform.processor() or "unknown"
 
 
-def peak_mib() -> float:
-    """Largest resident size of this process, MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def resident(field: str) -> float:
+    """A field of this process's status, MiB: VmRSS (now) or VmHWM (the peak). Linux only."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) / 1024
+    raise RuntimeError(f"/proc/self/status has no {field}")
+
+
+def peak_of(run: Callable[[], None]) -> float:
+    """Peak resident memory of a call above what is there before it, MiB."""
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    before = resident("VmRSS")
+    run()
+    return resident("VmHWM") - before
 
 
 def measure_memory(arguments: list[str], name: str) -> float:
@@ -169,9 +179,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     problem = Problem(args)
     if args.only:
-        before = peak_mib()
-        VARIANTS[args.only](problem)
-        print(peak_mib() - before)
+        print(peak_of(lambda: VARIANTS[args.only](problem)))
         return
     seconds: dict[str, list[float]] = {name: [] for name in VARIANTS}
     for round_number in range(args.rounds + 1):  # the first round warms up
