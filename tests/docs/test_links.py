@@ -10,7 +10,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
-NAMED = re.compile(r"`((?:src|tests|recipes|benchmarks|docs|objectives|masks|scoring|training|data|cli)/[\w./-]+\.(?:py|yaml|md))`")
+FOLDERS = "src|tests|recipes|benchmarks|docs|objectives|masks|scoring|training|data|cli"
+NAMED = re.compile(rf"`((?:{FOLDERS})/[\w./-]+\.(?:py|yaml|md))`")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
