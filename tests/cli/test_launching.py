@@ -43,7 +43,7 @@ def test_two_processes(tmp_path: Path, model_folder: Path, pairs_file: Path) -> 
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     result = subprocess.run(
-        [str(part) for part in command], capture_output=True, text=True, check=False, env=environment
+        [str(part) for part in command], capture_output=True, text=True, check=False, env=environment, timeout=300
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("Saved in") == 1  # one process speaks

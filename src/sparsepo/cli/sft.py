@@ -179,7 +179,7 @@ def _finish(
 ) -> None:
     import math
 
-    from sparsepo.training.trl_bridge import versions
+    from sparsepo.training.trl_bridge import release_wrapper, versions
 
     from .run_folder import command_line, write_summary
     from .tables import final_evaluation, last_logged, metrics_table, say
@@ -212,4 +212,5 @@ def _finish(
         if loss is not None:
             say(console, f"evaluation perplexity {math.exp(min(loss, 50)):.4g}")
         say(console, f"Saved in {config.output_dir}")
+    release_wrapper(trainer)
     trainer.end()

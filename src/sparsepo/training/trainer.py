@@ -44,6 +44,7 @@ from .token_loss import TokenLoss
 from .trl_bridge import (
     DPOTrainer,
     construction,
+    release_wrapper,
     remove_step_forward,
     replace_reference_sync,
     versions,
@@ -236,6 +237,11 @@ class SparsePOTrainer(MaskCheckpoints, MaskOptimisation, TokenLoss, DPOTrainer):
         finally:
             if not self.is_in_train:
                 self._restore_forward()
+
+    def end(self) -> None:
+        """Finish trackers and process group: the last call of a script that runs in several processes."""
+        release_wrapper(self)
+        super().end()
 
     def _restore_forward(self) -> None:
         for model in (self.model, self.ref_model):

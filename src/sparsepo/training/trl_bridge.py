@@ -6,6 +6,7 @@ import below fails with one message instead of a traceback from the middle of a 
 
 from __future__ import annotations
 
+import gc
 import inspect
 import types
 from collections.abc import Callable, Iterator
@@ -47,6 +48,7 @@ __all__ = [
     "lm_head_of",
     "load_balancing_loss",
     "reference_adapter",
+    "release_wrapper",
     "unpickled_hub_push",
 ]
 
@@ -193,6 +195,17 @@ def remove_step_forward(model: nn.Module) -> None:
     hooked = model.__dict__.pop("_sparsepo_hooked_forward", None)
     if hooked is not None:
         model.forward = hooked
+
+
+def release_wrapper(trainer: Any) -> None:
+    """Free a trainer's DDP wrapper while the process group still lives. Call it before ``trainer.end()``.
+
+    Freed afterwards, the wrapper's reducer holds the last reference to the group and destroys it with Python's lock held,
+    which gloo's threads may be waiting for: a process that has finished then never exits.
+    """
+    trainer.accelerator.free_memory()
+    trainer.model_wrapped = trainer.model
+    gc.collect()
 
 
 def versions() -> dict[str, str]:
