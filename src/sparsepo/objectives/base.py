@@ -71,6 +71,18 @@ class Objective:
         """Whether token masks are read."""
         return self.reads_masks
 
+    # Whether ∂loss/∂(log π, k) of a pair keeps its direction: one factor a pair times what it is at policy = reference
+    fixed_direction: ClassVar[bool] = True
+
+    @property
+    def has_fixed_direction(self) -> bool:
+        """Whether a pair's gradient over its tokens is known up to one factor before the scores are.
+
+        Every margin that is linear in log π and k has it, whatever the link; the SFT term and the anchor add a part of
+        their own. A scorer may then form gradients row by row.
+        """
+        return self.fixed_direction and self.sft_weight == 0 and self.kl_anchor == 0
+
     reads_reference: ClassVar[bool] = True
     reads_kl: ClassVar[bool] = False
     reads_masks: ClassVar[bool] = False

@@ -29,6 +29,7 @@ class DPOP(LinkedObjective):
         "2402.13228",
     )
     links: ClassVar[tuple[str, ...]] = ("sigmoid",)
+    fixed_direction: ClassVar[bool] = False  # the penalty changes the chosen side's share
 
     lam: float = 5.0
 

@@ -19,8 +19,9 @@ from sparsepo.masks.base import Masker, MaskInputs, NoiseKey, TokenMasks
 from sparsepo.masks.noise import content_hash
 from sparsepo.objectives.scores import PairLoss, PairScores, TokenScores
 
+from .cached import CachedReference
 from .head import LMHead
-from .tokens import token_kl, token_logps, token_statistics
+from .tokens import cached_kl, token_kl, token_logps, token_statistics
 
 
 @dataclass
@@ -39,6 +40,9 @@ class ScorerInputs:
         pair_weight: weight of each pair in ``ScorerOutput.loss``, (P,); None means 1/P. Known before the scores are, so that
             a scorer may form gradients while it computes.
         statistics: also return entropy, mean logits and top-1 hits of the policy.
+        anchor_weight: weight of each token in the KL anchor, (R, T); None means one for every response token. Where only
+            a random share of the tokens is kept for it, those weigh the inverse of their probability and the others 0.
+        cached: the reference read from a cache; ``reference_hidden`` and ``reference_head`` are then not read.
     """
 
     targets: Tensor
@@ -51,6 +55,27 @@ class ScorerInputs:
     kept: Tensor | None = None
     pair_weight: Tensor | None = None
     statistics: bool = False
+    anchor_weight: Tensor | None = None
+    cached: CachedReference | None = None
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether there is a reference to compare with."""
+        return self.cached is not None or (self.reference_hidden is not None and self.reference_head is not None)
+
+    def check_cached(self, need_kl: bool) -> None:
+        """Raise ``ValueError`` where a cached reference does not suit the head or the need."""
+        if self.cached is None or not need_kl:
+            return
+        if not self.cached.has_kl:
+            raise ValueError("The cached reference holds log-probabilities only, but the objective reads the KL.")
+        head = self.policy_head
+        trained = head.weight.requires_grad or (head.bias is not None and head.bias.requires_grad)
+        if head.softcap is not None or (trained and torch.is_grad_enabled()):
+            raise ValueError(
+                "A cached E_q[W] gives the KL of a frozen head without soft-cap only; this head is "
+                f"{'trained' if trained else 'capped'}: cache the reference's hidden states and head instead."
+            )
 
     @property
     def scored(self) -> Tensor:
@@ -95,7 +120,12 @@ class Scorer(Protocol):
 
 
 def split_pairs(
-    logps: Tensor, ref_logps: Tensor | None, kl: Tensor | None, masks: TokenMasks | None, response_mask: Tensor
+    logps: Tensor,
+    ref_logps: Tensor | None,
+    kl: Tensor | None,
+    masks: TokenMasks | None,
+    response_mask: Tensor,
+    anchor_weight: Tensor | None = None,
 ) -> PairScores:
     """(2P, T) arrays, chosen rows first → PairScores of (P, T) sides."""
     pairs = response_mask.shape[0] // 2
@@ -108,6 +138,7 @@ def split_pairs(
             reward_mask=None if masks is None else masks.reward[rows],
             kl_mask=None if masks is None else masks.kl[rows],
             response_mask=response_mask[rows],
+            anchor_weight=None if anchor_weight is None else anchor_weight[rows],
         )
 
     return PairScores(side(slice(None, pairs)), side(slice(pairs, None)))
@@ -126,6 +157,7 @@ class DenseScorer:
 
     def scores(self, inputs: ScorerInputs, need_kl: bool) -> tuple[PairScores, dict[str, Tensor]]:
         """Per-token scores of every response token; (R, T) arrays hold zeros elsewhere."""
+        inputs.check_cached(need_kl)
         keep = inputs.scored
 
         def scatter(values: Tensor) -> Tensor:
@@ -137,12 +169,22 @@ class DenseScorer:
         statistics = token_statistics(policy, targets) if inputs.statistics else {}
         logps = scatter(token_logps(policy, targets))
         ref_logps = kl = None
-        if inputs.reference_hidden is not None and inputs.reference_head is not None:
+        if inputs.cached is not None:
+            cached = inputs.cached
+            ref_logps = scatter(cached.logps[keep].to(logps.dtype))
+            if need_kl:
+                assert cached.log_normaliser is not None
+                assert cached.hidden is not None
+                assert cached.expected_weight is not None
+                kl = scatter(cached_kl(policy, inputs.policy_hidden[keep], inputs.policy_head.scale,
+                                       cached.log_normaliser[keep], cached.hidden[keep],
+                                       cached.expected_weight[keep]))  # fmt: skip
+        elif inputs.reference_hidden is not None and inputs.reference_head is not None:
             with torch.no_grad():
                 reference = inputs.reference_head.logits(inputs.reference_hidden[keep])
                 ref_logps = scatter(token_logps(reference, targets))
             kl = scatter(token_kl(reference, policy)) if need_kl else None
-        scores = split_pairs(logps, ref_logps, kl, inputs.masks, inputs.response_mask)
+        scores = split_pairs(logps, ref_logps, kl, inputs.masks, inputs.response_mask, inputs.anchor_weight)
         return scores, {name: scatter(values) for name, values in statistics.items()}
 
 

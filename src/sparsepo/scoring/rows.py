@@ -6,13 +6,13 @@ After :func:`row_statistics` the buffers hold probabilities, p of the policy and
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
 from .head import LMHead
+from .products import project_into
 
 _ELEMENTS = 1 << 20  # a block of rows that stays in a CPU's cache
 
@@ -23,6 +23,7 @@ class RowStatistics:
 
     logps: Tensor
     log_normaliser: Tensor
+    ref_log_normaliser: Tensor | None = None
     ref_logps: Tensor | None = None
     kl: Tensor | None = None
     entropy: Tensor | None = None
@@ -36,26 +37,20 @@ class RowBuffers:
     def __init__(self, vocabulary: int, dtype: torch.dtype, device: torch.device) -> None:
         self.vocabulary, self.dtype, self.device = vocabulary, dtype, device
         self._memory: dict[str, Tensor] = {}
-        self.rows: dict[str, Tensor] = {}
 
-    def _take(self, name: str, count: int) -> Tensor:
-        memory = self._memory.get(name)
+    def take(self, name: str, count: int) -> Tensor:
+        """The first ``count`` rows of the named buffer, made larger where it is too small."""
+        memory = self._memory.pop(name, None)
         if memory is None or len(memory) < count:
+            del memory  # before the larger one is made
             memory = torch.empty(count, self.vocabulary, dtype=self.dtype, device=self.device)
-            self._memory[name] = memory
-        self.rows[name] = memory[:count]
-        return self.rows[name]
+        self._memory[name] = memory
+        return memory[:count]
 
     def project(self, name: str, head: LMHead, hidden: Tensor) -> Tensor:
         """softcap(scale (W h + b)) of n hidden states into the named buffer, (n, V)."""
-        out = self._take(name, len(hidden))
-        hidden = hidden.to(self.dtype)
-        for columns in self._tiles(head.weight):
-            weight = head.weight[columns].detach().to(self.dtype)
-            if columns == slice(None):
-                torch.mm(hidden, weight.T, out=out)
-            else:
-                out[:, columns] = hidden @ weight.T
+        out = self.take(name, len(hidden))
+        project_into(out, hidden, head.weight)
         for block in blocks_of(out):
             if head.bias is not None:
                 block += head.bias.detach().to(self.dtype)
@@ -65,28 +60,16 @@ class RowBuffers:
                 block.div_(head.softcap).tanh_().mul_(head.softcap)
         return out
 
-    def times_weight(self, rows: Tensor, weight: Tensor) -> Tensor:
-        """rows (n, V) @ W (V, H) → (n, H)."""
-        if weight.dtype == self.dtype:
-            return rows @ weight.detach()
-        total = torch.zeros(len(rows), weight.shape[1], dtype=self.dtype, device=rows.device)
-        for columns in self._tiles(weight):
-            total.addmm_(rows[:, columns], weight[columns].detach().to(self.dtype))
-        return total
 
-    def _tiles(self, weight: Tensor) -> Iterator[slice]:
-        """The whole vocabulary, or tiles of it where the weight must be cast to the buffers' type first."""
-        if weight.dtype == self.dtype:
-            yield slice(None)
-            return
-        size = max(1, (8 << 20) // weight.shape[1])
-        for first in range(0, len(weight), size):
-            yield slice(first, min(first + size, len(weight)))
+def rows_in_block(rows: Tensor) -> int:
+    """Rows that are worked on at a time: what stays in a CPU's cache; elsewhere large blocks, since launches cost more."""
+    elements = _ELEMENTS if rows.device.type == "cpu" else _ELEMENTS << 7
+    return max(1, elements // rows.shape[1])
 
 
 def blocks_of(rows: Tensor) -> tuple[Tensor, ...]:
-    """Views of consecutive rows of about a million elements."""
-    return rows.split(max(1, _ELEMENTS // rows.shape[1])) if len(rows) else ()
+    """Views of consecutive rows."""
+    return rows.split(rows_in_block(rows)) if len(rows) else ()
 
 
 def row_statistics(
@@ -100,18 +83,28 @@ def row_statistics(
         need_kl: form KL(reference‖policy).
         statistics: form entropy, mean logit and top-1 hits of the policy.
     """
-    size = max(1, _ELEMENTS // policy.shape[1])
-    parts: list[dict[str, Tensor]] = []
+    size = rows_in_block(policy)
+    parts: list[RowStatistics] = []
     for first in range(0, len(targets), size):
         rows = slice(first, first + size)
-        parts.append(_block_statistics(policy[rows], None if reference is None else reference[rows], targets[rows],
-                                       need_kl, statistics))  # fmt: skip
+        found = _block_statistics(policy[rows], None if reference is None else reference[rows], targets[rows],
+                                  need_kl, statistics)  # fmt: skip
+        parts.append(RowStatistics(**found))
     if not parts:
         empty = policy.new_zeros(0)
-        has = {"ref_logps": reference is not None, "kl": reference is not None and need_kl}
+        has = dict.fromkeys(("ref_log_normaliser", "ref_logps"), reference is not None)
+        has |= {"kl": reference is not None and need_kl}
         has |= dict.fromkeys(("entropy", "mean_logits", "is_top1"), statistics)
         return RowStatistics(empty, empty, **{name: empty for name, wanted in has.items() if wanted})
-    return RowStatistics(**{name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+    return joined(parts)
+
+
+def joined(parts: list[RowStatistics]) -> RowStatistics:
+    """Statistics of consecutive blocks of rows as one."""
+    if len(parts) == 1:
+        return parts[0]
+    names = [field.name for field in fields(RowStatistics) if getattr(parts[0], field.name) is not None]
+    return RowStatistics(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
 
 
 def _block_statistics(
@@ -129,8 +122,10 @@ def _block_statistics(
     found["logps"] = (z.gather(1, column) - normaliser).squeeze(1)
     found["log_normaliser"] = (normaliser + peak).squeeze(1)
     if w is not None:
-        w -= w.amax(-1, keepdim=True)
+        reference_peak = w.amax(-1, keepdim=True)
+        w -= reference_peak
         reference_normaliser = w.logsumexp(-1, keepdim=True)
+        found["ref_log_normaliser"] = (reference_normaliser + reference_peak).squeeze(1)
         found["ref_logps"] = (w.gather(1, column) - reference_normaliser).squeeze(1)
         difference = w - z if need_kl else None
         w.sub_(reference_normaliser).exp_()
@@ -149,34 +144,58 @@ def _block_statistics(
 
 
 def logit_gradient(
-    buffers: RowBuffers, statistics: RowStatistics, targets: Tensor, g: Tensor, c: Tensor, head: LMHead
+    policy: Tensor,
+    reference: Tensor | None,
+    statistics: RowStatistics,
+    targets: Tensor,
+    g: Tensor,
+    c: Tensor,
+    head: LMHead,
 ) -> Tensor:
-    """∂L/∂(W h + b) from the probabilities in the buffers, written over the policy's, (n, V).
+    """g (1[v = y] − p) + c (p − q) through the head's cap and scale, written over the policy's rows, (n, V).
 
     Args:
-        buffers: hold p and (where there is one) q.
+        policy, reference: p and (where there is one) q, as :func:`row_statistics` left them.
         statistics: of the same rows.
         targets: token ids, (n,).
         g: ∂L/∂log π_t, (n,).
         c: ∂L/∂k_t, (n,).
         head: the policy's head, whose cap and scale the chain rule passes.
     """
-    p, q = buffers.rows["policy"], buffers.rows.get("reference")
-    size = max(1, _ELEMENTS // p.shape[1])
+    size = rows_in_block(policy)
     for first in range(0, len(targets), size):
         rows = slice(first, first + size)
-        block, gb, cb = p[rows], g[rows, None], c[rows, None]
+        block, gb, cb = policy[rows], g[rows, None], c[rows, None]
         slope = None
         if head.softcap is not None:  # d cap·tanh(x/cap)/dx = 1 − (z/cap)², z recovered from log p
             tiny = torch.finfo(block.dtype).tiny  # a probability that underflowed must not become log 0
             z = block.clamp(min=tiny).log_() + statistics.log_normaliser[rows, None]
             slope = (1 - (z / head.softcap).square_()).clamp_(min=0)
         block *= cb - gb
-        if q is not None:
-            block.addcmul_(q[rows], cb, value=-1)
+        if reference is not None:
+            block.addcmul_(reference[rows], cb, value=-1)
         block.scatter_add_(1, targets[rows, None], gb)
         if slope is not None:
             block *= slope
         if head.scale != 1.0:
             block *= head.scale
-    return p
+    return policy
+
+
+class TorchRows:
+    """The arithmetic on rows in plain torch. Another backend may leave other things in the buffers between its calls."""
+
+    statistics = staticmethod(row_statistics)
+    gradient = staticmethod(logit_gradient)
+
+    @staticmethod
+    def probabilities(policy: Tensor, statistics: RowStatistics) -> Tensor:
+        """p of rows whose statistics were taken, in place."""
+        return policy
+
+    @staticmethod
+    def reference_probabilities(reference: Tensor, statistics: RowStatistics) -> Tensor:
+        """q of rows whose statistics were taken, in place."""
+        return reference
+
+    block = staticmethod(rows_in_block)

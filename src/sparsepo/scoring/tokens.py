@@ -22,6 +22,17 @@ def token_kl(reference_logits: Tensor, policy_logits: Tensor) -> Tensor:
     return (reference.exp() * (reference - policy_logits.log_softmax(-1))).sum(-1)
 
 
+def cached_kl(
+    policy_logits: Tensor, hidden: Tensor, scale: float, log_normaliser: Tensor, ref_hidden: Tensor, expected_weight: Tensor
+) -> Tensor:
+    """KL(π_ref‖π_θ) of a frozen, shared head from cached numbers; see :mod:`sparsepo.scoring.cached`.
+
+    policy_logits (N, V), hidden (N, H), log_normaliser (N,), ref_hidden (N, H), expected_weight (N, H) → (N,)
+    """
+    moved = hidden.to(expected_weight.dtype) - ref_hidden
+    return policy_logits.logsumexp(-1) - log_normaliser - scale * (moved * expected_weight).sum(-1)
+
+
 def token_statistics(logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
     """Entropy (nats), mean logit over the vocabulary, and whether the target is the most likely token: (...) each."""
     with torch.no_grad():

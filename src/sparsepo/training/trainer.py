@@ -13,7 +13,6 @@ from torch.utils.data import IterableDataset
 
 from sparsepo.masks import LearnedMask, Masker
 from sparsepo.scoring import DenseScorer, FusedScorer
-from sparsepo.scoring.fused import DEFAULT_BUDGET_MIB
 
 from .card import append_to_card, card_tags, describe_run, paper_of
 from .checkpoints import MaskCheckpoints, attach_mask, detach_mask
@@ -103,7 +102,7 @@ class SparsePOTrainer(MaskCheckpoints, MaskOptimisation, TokenLoss, DPOTrainer):
         # masks come from the reference, and an objective that reads masks reads the reference anyway
         self.needs_reference = self.objective.needs_reference
         self.scorer = (
-            DenseScorer() if args.scorer == "dense" else FusedScorer(args.scorer_memory_mib or DEFAULT_BUDGET_MIB)
+            DenseScorer() if args.scorer == "dense" else FusedScorer(args.scorer_memory_mib)
         )
         self.prefix = PrefixSharing(args.share_prefix)
         self.masker: Masker | None = mask
