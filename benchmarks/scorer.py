@@ -30,7 +30,7 @@ from trl.trainer.utils import _CHUNKED_LOGPROB_CHUNK_SIZE, _ChunkedLogProbFuncti
 from sparsepo.masks.base import TokenMasks
 from sparsepo.objectives import get_objective
 from sparsepo.scoring import DenseScorer, FusedScorer, LMHead, ScorerInputs
-from sparsepo.scoring.dense import tokens_that_count
+from sparsepo.scoring.skipping import tokens_that_count
 
 TRL_OUTPUTS = ("log_probs", "entropy", "mean_logits", "is_top1")
 
