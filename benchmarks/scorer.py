@@ -12,25 +12,22 @@ process allocates above the inputs, one process a variant (``--memory``).
 from __future__ import annotations
 
 import argparse
-import json
-import platform
+import functools
 import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from common import machine, markdown, peak_in_fresh_process, peak_of, spread, take_turns, write_results
 from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
 from trl.trainer.utils import _CHUNKED_LOGPROB_CHUNK_SIZE, _ChunkedLogProbFunction
 
 from sparsepo.masks.base import TokenMasks
 from sparsepo.objectives import get_objective
 from sparsepo.scoring import DenseScorer, FusedScorer, LMHead, ScorerInputs
-from sparsepo.scoring.dense import tokens_that_count
+from sparsepo.scoring.skipping import tokens_that_count
 
 TRL_OUTPUTS = ("log_probs", "entropy", "mean_logits", "is_top1")
 
@@ -118,49 +115,17 @@ VARIANTS: dict[str, Callable[[Problem], None]] = {
 }
 
 
-def processor() -> str:
-    """Name of the processor."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor() or "unknown"
-
-
-def resident(field: str) -> float:
-    """A field of this process's status, MiB: VmRSS (now) or VmHWM (the peak). Linux only."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field):
-            return int(line.split()[1]) / 1024
-    raise RuntimeError(f"/proc/self/status has no {field}")
-
-
-def peak_of(run: Callable[[], None]) -> float:
-    """Peak resident memory of a call above what is there before it, MiB."""
-    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-    before = resident("VmRSS")
-    run()
-    return resident("VmHWM") - before
-
-
-def measure_memory(arguments: list[str], name: str) -> float:
-    """Peak memory of one variant above its inputs, in a fresh process, MiB."""
-    command = [sys.executable, __file__, *arguments, "--only", name]
-    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip().splitlines()[-1])
-
-
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown with ratio columns."""
-    lines = [
-        "| variant | seconds (median) | spread | ÷ dense | ÷ TRL DPO | ÷ TRL composed | peak extra MiB |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    header = ["variant", "seconds (median)", "spread", "÷ dense", "÷ TRL DPO", "÷ TRL composed", "peak extra MiB"]
     base = {row["variant"]: row["median"] for row in rows}
+    lines = []
     for row in rows:
         ratios = [row["median"] / base[name] for name in ("dense", "TRL DPO (no KL)", "TRL composed (with KL)")]
         memory = "" if row["peak_mib"] is None else f"{row['peak_mib']:.0f}"
-        cells = [row["variant"], f"{row['median']:.2f}", f"{min(row['seconds']):.2f}–{max(row['seconds']):.2f}"]
-        lines.append("| " + " | ".join([*cells, *(f"{ratio:.2f}" for ratio in ratios), memory]) + " |")
-    return "\n".join(lines) + "\n"
+        cells = [row["variant"], f"{row['median']:.2f}", spread(row["seconds"])]
+        lines.append([*cells, *(f"{value:.2f}" for value in ratios), memory])
+    return markdown(header, lines)
 
 
 def main() -> None:
@@ -181,35 +146,31 @@ def main() -> None:
     if args.only:
         print(peak_of(lambda: VARIANTS[args.only](problem)))
         return
-    seconds: dict[str, list[float]] = {name: [] for name in VARIANTS}
-    for round_number in range(args.rounds + 1):  # the first round warms up
-        for name, run in VARIANTS.items():
-            problem.weight.grad = problem.hidden.grad = None
-            start = time.perf_counter()
-            run(problem)
-            if round_number:
-                seconds[name].append(time.perf_counter() - start)
-            print(f"round {round_number}/{args.rounds}  {name}", file=sys.stderr)
+
+    def forget() -> None:
+        problem.weight.grad = problem.hidden.grad = None
+
+    turns = {name: functools.partial(run, problem) for name, run in VARIANTS.items()}
+    seconds = take_turns(turns, args.rounds, prepare=forget)
     arguments = [a for a in sys.argv[1:] if a != "--memory"]
     rows = [
         {
             "variant": name,
             "median": statistics.median(times),
             "seconds": times,
-            "peak_mib": measure_memory(arguments, name) if args.memory else None,
+            "peak_mib": peak_in_fresh_process(__file__, arguments, name) if args.memory else None,
         }
         for name, times in seconds.items()
     ]
     title = (
         f"{args.pairs} pairs × 2 × {args.tokens} tokens, H {args.hidden}, V {args.vocabulary}, {args.dtype}, "
-        f"{args.threads} thread(s), {processor()}, torch {torch.__version__.split('+')[0]}"
+        f"{machine()}"
     )
     text = f"{title}\n\n{table(rows)}"
     print(text)
     if args.output:
-        Path(args.output).parent.mkdir(parents=True, exist_ok=True)
-        Path(f"{args.output}.md").write_text(f"`python benchmarks/scorer.py {' '.join(sys.argv[1:])}`\n\n{text}")
-        Path(f"{args.output}.json").write_text(json.dumps({"setting": title, "rows": rows}, indent=1) + "\n")
+        command = f"`python benchmarks/scorer.py {' '.join(sys.argv[1:])}`"
+        write_results(args.output, f"{command}\n\n{text}", {"setting": title, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -90,8 +90,11 @@ class Objective:
     # Tokens that the loss reads although their masks are zero: "none", "chosen" (SFT term) or "all"
     @property
     def declared_tokens(self) -> str:
-        """Response tokens that count whatever the masks say: ``none``, ``chosen`` or ``all``."""
-        if not self.reads_masks or self.kl_anchor > 0:
+        """Response tokens that count whatever the masks say: ``none``, ``chosen`` or ``all``.
+
+        The KL anchor reads all tokens too, but a scorer may hand it a weighted sample (``anchor_weight``).
+        """
+        if not self.reads_masks:
             return "all"
         return "chosen" if self.sft_weight > 0 else "none"
 

@@ -188,26 +188,6 @@ class DenseScorer:
         return scores, {name: scatter(values) for name, values in statistics.items()}
 
 
-def tokens_that_count(
-    masks: TokenMasks | None, response_mask: Tensor, declared: str, flat_at_zero: bool
-) -> Tensor | None:
-    """The response tokens that add to a masked objective or to any gradient; None means all of them.
-
-    Args:
-        masks: token masks, or None for ones.
-        response_mask: bool, (R, T).
-        declared: tokens that count whatever their masks, from ``Objective.declared_tokens``: none, chosen or all.
-        flat_at_zero: whether a mask at zero has zero gradient too (ReLU): only then may its token be left out.
-    """
-    if masks is None or declared == "all" or not flat_at_zero:
-        return None
-    kept = (masks.reward != 0) | (masks.kl != 0)
-    if declared == "chosen":
-        pairs = len(kept) // 2
-        kept = torch.cat([torch.ones_like(kept[:pairs]), kept[pairs:]])
-    return kept & response_mask
-
-
 def row_identity(batch: dict[str, Any]) -> Tensor:
     """An int64 identity of each of the 2P sequences: from ``row_id`` (P,) where the batch has it, else from its tokens."""
     row_id = batch.get("row_id")

@@ -49,6 +49,12 @@ class SparsePOConfig(DPOConfig):
         "L1 penalty asks for sparsity (a token with both masks at zero is held by nothing else), otherwise 0.",
     )
 
+    kl_anchor_share: float | None = _setting(
+        None,
+        "Share of the tokens that no mask keeps which enter the KL anchor in training, drawn afresh each step and weighed by "
+        "its inverse: unbiased, and sparsity still saves time. 1 reads all of them. Unset: 0.25.",
+    )
+
     # Masks
     mask: str | None = _setting(
         None,
@@ -156,6 +162,9 @@ class SparsePOConfig(DPOConfig):
             check_number(name, getattr(self, name), least=0)
         check_number("sft_weight", self.sft_weight, least=0, optional=False)
         check_number("label_smoothing", self.label_smoothing, least=0, optional=False)
+        check_number("kl_anchor_share", self.kl_anchor_share, above=0)
+        if self.kl_anchor_share is not None and self.kl_anchor_share > 1:
+            raise ValueError(f"kl_anchor_share={self.kl_anchor_share!r} must lie in (0, 1].")
         check_fraction("mask_dropout", self.mask_dropout)
         check_fraction("mask_random_sparsity", self.mask_random_sparsity)
         for name in ("mask_init_pairs", "mask_map_width", "max_prompt_length"):

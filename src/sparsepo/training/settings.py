@@ -11,6 +11,7 @@ from sparsepo.objectives import LINKS, Objective, get_objective, get_objective_c
 from .config import SparsePOConfig
 
 ANCHOR_WITH_SPARSITY = 0.1
+ANCHOR_SHARE = 0.25
 MASK_LEARNING_RATE_FACTOR = 10.0
 
 # Which mask settings each kind of mask reads, by their names in the config
@@ -58,12 +59,14 @@ class ResolvedSettings:
         mask_kind: kind of mask, or None where the objective reads none.
         mask_arguments: arguments of the masker's constructor, without sizes and seed.
         mask_training: settings of the head's training, or None where the mask is not learned.
+        anchor_share: share of the tokens that no mask keeps which enter the KL anchor.
     """
 
     objective: Objective
     mask_kind: str | None
     mask_arguments: dict[str, Any]
     mask_training: MaskTraining | None
+    anchor_share: float = 1.0
 
 
 def resolve_settings(config: SparsePOConfig, mask: Masker | None = None) -> ResolvedSettings:
@@ -86,12 +89,27 @@ def resolve_settings(config: SparsePOConfig, mask: Masker | None = None) -> Reso
         kind = _given_kind(config, mask)
     _refuse_unread(config, kind, mask)
     l1 = _l1_weights(config, kind, mask)
+    objective = _objective(config, l1)
     return ResolvedSettings(
-        objective=_objective(config, l1),
+        objective=objective,
         mask_kind=kind,
         mask_arguments={} if mask is not None else _mask_arguments(config, kind),
         mask_training=_mask_training(config) if kind == "learned" and mask is None else None,
+        anchor_share=_anchor_share(config, objective),
     )
+
+
+def _anchor_share(config: SparsePOConfig, objective: Objective) -> float:
+    share = config.kl_anchor_share
+    if share is not None:
+        for is_missing, reason in (
+            (objective.kl_anchor == 0, "kl_anchor=0"),
+            (not objective.reads_masks, f"objective={config.objective!r}, which reads no mask: every token is kept"),
+            (not config.skip_masked, "skip_masked=False, which scores every token"),
+        ):
+            if is_missing:
+                raise ValueError(f"kl_anchor_share={share!r} has no effect with {reason}; leave it unset.")
+    return ANCHOR_SHARE if share is None else share
 
 
 def _mask_kind(config: SparsePOConfig, reads_masks: bool) -> str | None:

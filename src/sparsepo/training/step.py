@@ -17,8 +17,8 @@ from sparsepo.scoring.dense import (
     block_outputs,
     mask_inputs,
     model_type_of,
-    tokens_that_count,
 )
+from sparsepo.scoring.skipping import anchor_sample, tokens_that_count
 
 from .prefix import SEPARATE, PrefixSharing
 from .trl_bridge import install_step_forward, lm_head_of, load_balancing_loss
@@ -115,6 +115,7 @@ def policy_step(
     pair_weight: Tensor | None,
     need_kl: bool,
     complete: bool,
+    anchor_share: float = 1.0,
     router: bool,
     autocast: Any,
     prefix: PrefixSharing = SEPARATE,
@@ -133,6 +134,8 @@ def policy_step(
         need_kl: compute the KL even if the objective does not read it.
         complete: score every response token and collect entropy, mean logits and top-1 hits; otherwise tokens that no
             mask keeps are left out where that changes neither loss nor gradient.
+        anchor_share: share of the tokens that no mask keeps which enter a KL anchor, weighed by its inverse; 1: all.
+            Whether the step is complete does not change the loss: the same tokens weigh in it.
         router: ask a mixture of experts for its auxiliary loss.
         prefix: runs the backbone, each prompt once where it can.
     """
@@ -142,9 +145,8 @@ def policy_step(
         masks = None if masker is None else compute_masks(masker, batch, view, noise)
         outputs = prefix.run(inner.base_model, batch, router=router, last=False)
         response = batch["completion_mask"][:, 1:].bool()
-        kept = None
-        if masker is not None and not complete:
-            kept = tokens_that_count(masks, response, objective.declared_tokens, masker.flat_at_zero)
+        kept, anchor_weight = _tokens_to_score(masker, masks, response, objective, noise, anchor_share)
+        kept = None if complete else kept
         inputs = ScorerInputs(
             targets=batch["input_ids"][:, 1:],
             response_mask=response,
@@ -156,6 +158,7 @@ def policy_step(
             kept=kept,
             pair_weight=pair_weight,
             statistics=complete,
+            anchor_weight=anchor_weight,
         )
         scored = scorer(inputs, objective, need_kl)
         aux_loss = load_balancing_loss(inner, outputs.router_logits, batch["attention_mask"]) if router else None
@@ -169,6 +172,25 @@ def policy_step(
     step = result["step"]
     step.scored.loss, step.aux_loss = returned["loss"], returned["aux_loss"]
     return step
+
+
+def _tokens_to_score(
+    masker: Masker | None,
+    masks: TokenMasks | None,
+    response: Tensor,
+    objective: Objective,
+    noise: NoiseKey | None,
+    anchor_share: float,
+) -> tuple[Tensor | None, Tensor | None]:
+    """The tokens that may not be left out (None: all), and their weights in the KL anchor (None: ones)."""
+    if masker is None:
+        return None, None
+    kept = tokens_that_count(masks, response, objective.declared_tokens, masker.flat_at_zero)
+    if kept is None or objective.kl_anchor == 0:
+        return kept, None
+    if anchor_share == 1 or noise is None:
+        return None, None
+    return anchor_sample(kept, response, noise, anchor_share)
 
 
 def compute_masks(masker: Masker, batch: dict[str, Any], view: ReferenceView, noise: NoiseKey | None) -> TokenMasks:

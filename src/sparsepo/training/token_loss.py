@@ -17,6 +17,7 @@ from sparsepo.scoring.dense import noise_key
 from .collator import PAIR_WEIGHT, ROW_ID
 from .metrics import MetricSums, collect_metrics
 from .prefix import PrefixSharing
+from .settings import ResolvedSettings
 from .step import ReferenceView, StepOutput, evaluation_mode, policy_step, reference_view
 from .trl_bridge import autocast_of, reference_adapter
 
@@ -34,6 +35,7 @@ class TokenLoss:
     model: Any
     ref_model: Any
     objective: Objective
+    settings: ResolvedSettings
     masker: Masker | None
     scorer: Scorer
     prefix: PrefixSharing
@@ -64,6 +66,7 @@ class TokenLoss:
         need_kl: bool,
         pair_weight: Tensor | None = None,
         complete: bool = True,
+        anchor_share: float = 1.0,
     ) -> StepOutput:
         view = ReferenceView()
         if self.needs_reference:
@@ -80,6 +83,7 @@ class TokenLoss:
             pair_weight=pair_weight,
             need_kl=need_kl and self.needs_reference,
             complete=complete,
+            anchor_share=anchor_share,
             router=self.aux_loss_enabled,
             autocast=autocast_of(self.accelerator),
             prefix=self.prefix,
@@ -99,7 +103,9 @@ class TokenLoss:
         need_kl = self.objective.needs_kl or mode == "eval"
         may_skip = mode == "train" and self.args.skip_masked and self.masker is not None
         complete = not may_skip or self._is_logging_step()
-        step = self._step(model, inputs, need_kl, weight * share, complete)
+        # a sample of the anchor's tokens is the same whether the step is logged or not: logging changes no training
+        anchor_share = self.settings.anchor_share if may_skip else 1.0
+        step = self._step(model, inputs, need_kl, weight * share, complete, anchor_share)
         loss = step.scored.loss
         if step.aux_loss is not None:
             loss = loss + self.router_aux_loss_coef * step.aux_loss * weight.sum() * share
