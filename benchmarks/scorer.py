@@ -21,8 +21,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from common import machine, markdown, peak_in_fresh_process, peak_of, spread, take_turns, write_results
-from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
-from trl.trainer.utils import _CHUNKED_LOGPROB_CHUNK_SIZE, _ChunkedLogProbFunction
 
 from sparsepo.masks.base import TokenMasks
 from sparsepo.objectives import get_objective
@@ -35,13 +33,13 @@ TRL_OUTPUTS = ("log_probs", "entropy", "mean_logits", "is_top1")
 class Problem:
     """Hidden states, heads, targets and masks of P pairs."""
 
-    def __init__(self, args: argparse.Namespace) -> None:
-        g = torch.Generator().manual_seed(0)
+    def __init__(self, args: argparse.Namespace, device: str = "cpu") -> None:
+        g = torch.Generator(device).manual_seed(0)
         dtype = getattr(torch, args.dtype)
         rows, width = 2 * args.pairs, args.tokens
 
         def draw(*shape: int, scale: float = 1.0) -> torch.Tensor:
-            return torch.randn(*shape, generator=g) * scale
+            return torch.randn(*shape, generator=g, device=device) * scale
 
         weight = draw(args.vocabulary, args.hidden, scale=0.02)
         self.weight = weight.to(dtype).requires_grad_()
@@ -49,13 +47,13 @@ class Problem:
         hidden = draw(rows, width, args.hidden)
         self.hidden = hidden.to(dtype).requires_grad_()
         self.reference_hidden = (hidden + draw(rows, width, args.hidden, scale=0.1)).to(dtype)
-        self.targets = torch.randint(0, args.vocabulary, (rows, width), generator=g)
-        self.response = torch.ones(rows, width, dtype=torch.bool)
-        self.uniform = torch.rand(rows, width, generator=g)
+        self.targets = torch.randint(0, args.vocabulary, (rows, width), generator=g, device=device)
+        self.response = torch.ones(rows, width, dtype=torch.bool, device=device)
+        self.uniform = torch.rand(rows, width, generator=g, device=device)
         self.pairs, self.width = args.pairs, width
 
     def inputs(self, sparsity: float = 0.0, statistics: bool = False) -> ScorerInputs:
-        mask = torch.where(self.uniform < sparsity, torch.zeros(()), torch.ones(()))
+        mask = (self.uniform >= sparsity).float()
         masks = TokenMasks(mask, mask)
         return ScorerInputs(
             self.targets,
@@ -78,6 +76,9 @@ def ours(problem: Problem, scorer: Any, sparsity: float = 0.0, frozen: bool = Fa
 
 def trl(problem: Problem, divergence: bool, frozen: bool = False) -> None:
     """TRL's heads for DPO's loss, and with ``divergence`` for TDPO1's."""
+    from trl.kernels.chunked_divergence import ChunkedDivergenceFunction  # our own scorers run where TRL is absent
+    from trl.trainer.utils import _CHUNKED_LOGPROB_CHUNK_SIZE, _ChunkedLogProbFunction
+
     problem.weight.requires_grad_(not frozen)
     size = problem.hidden.shape[-1]
     targets = problem.targets.reshape(-1)
