@@ -164,8 +164,9 @@ def measure_steps(args: argparse.Namespace, geometry: Geometry, length: int) -> 
                 "peak_mib": peak_of(steps[name], args.device),
             }
         )
+    name = f"tiny stand-in for {geometry.name}" if args.tiny else geometry.name
     title = (
-        f"{'Tiny stand-in for ' if args.tiny else ''}{geometry.name}, {geometry.dtype} weights, {args.pairs} pairs × 2 × {length} tokens (half of them prompt), "
+        f"{name}, {geometry.dtype} weights, {args.pairs} pairs × 2 × {length} tokens (half of them prompt), "
         f"gradient checkpointing {args.checkpointing}"
     )
     return {"title": title, "rows": rows, "left_out": failed}
