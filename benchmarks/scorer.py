@@ -5,8 +5,8 @@
 Every variant computes loss and gradients of the same pairs: P pairs of two responses of T tokens, hidden states given.
 Variants take turns within each round, so that a noisy machine disturbs all alike; ratios are of medians. ``TRL DPO`` is
 the head of TRL's DPOTrainer (with the statistics that it logs) given response positions only; it forms no KL. ``TRL
-composed`` adds TRL's full-vocabulary divergence to it: SparsePO made of TRL's kernels. Peak memory is what a fresh
-process allocates above the inputs, one process a variant (``--memory``).
+composed`` adds TRL's full-vocabulary divergence to it: SparsePO made of TRL's kernels. Peak memory is what torch allocates
+above the inputs during the call, gradients included (``--memory``).
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import argparse
 import json
 import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -24,13 +23,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch.profiler import ProfilerActivity, profile
 from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
 from trl.trainer.utils import _CHUNKED_LOGPROB_CHUNK_SIZE, _ChunkedLogProbFunction
 
-from sparsepo.masks.base import TokenMasks
+from sparsepo.masks.base import NoiseKey, TokenMasks
 from sparsepo.objectives import get_objective
-from sparsepo.scoring import DenseScorer, FusedScorer, LMHead, ScorerInputs
-from sparsepo.scoring.skipping import tokens_that_count
+from sparsepo.scoring import CachedReference, DenseScorer, FusedScorer, LMHead, ScorerInputs
+from sparsepo.scoring.skipping import anchor_sample, tokens_that_count
 
 TRL_OUTPUTS = ("log_probs", "entropy", "mean_logits", "is_top1")
 
@@ -56,10 +56,20 @@ class Problem:
         self.response = torch.ones(rows, width, dtype=torch.bool)
         self.uniform = torch.rand(rows, width, generator=g)
         self.pairs, self.width = args.pairs, width
+        self._cached: CachedReference | None = None
 
-    def inputs(self, sparsity: float = 0.0, statistics: bool = False) -> ScorerInputs:
+    def inputs(
+        self, sparsity: float = 0.0, statistics: bool = False, anchor_share: float | None = None
+    ) -> ScorerInputs:
         mask = torch.where(self.uniform < sparsity, torch.zeros(()), torch.ones(()))
         masks = TokenMasks(mask, mask)
+        kept, weight = tokens_that_count(masks, self.response, "none", True), None
+        if anchor_share is not None:
+            assert kept is not None
+            columns = torch.arange(self.width).expand(2 * self.pairs, self.width)
+            kept, weight = anchor_sample(
+                kept, self.response, NoiseKey(0, 0, torch.arange(2 * self.pairs), columns), anchor_share
+            )
         return ScorerInputs(
             self.targets,
             self.response,
@@ -68,15 +78,44 @@ class Problem:
             self.reference_hidden,
             LMHead(self.reference_weight),
             masks,
-            kept=tokens_that_count(masks, self.response, "none", True),
+            kept=kept,
             statistics=statistics,
+            anchor_weight=weight,
         )
 
+    def cached(self) -> CachedReference:
+        """The reference as a cache gives it, for a frozen head that policy and reference share (made once)."""
+        if self._cached is None:
+            head, size = LMHead(self.weight.detach()), self.reference_hidden.shape[-1]
+            with torch.no_grad():
+                parts = []
+                for hidden, targets in zip(self.reference_hidden, self.targets, strict=True):
+                    logps = head.logits(hidden)
+                    normaliser = logps.logsumexp(-1)
+                    logps -= normaliser[:, None]
+                    expected = logps.exp() @ head.weight.float()
+                    parts.append((logps.gather(-1, targets[:, None])[:, 0], normaliser, expected))
+            logs, normalisers, expected = (torch.stack(part) for part in zip(*parts, strict=True))
+            assert expected.shape[-1] == size
+            self._cached = CachedReference(logs, normalisers, self.reference_hidden.float(), expected)
+        return self._cached
 
-def ours(problem: Problem, scorer: Any, sparsity: float = 0.0, frozen: bool = False) -> None:
-    """SparsePO with the full-vocabulary KL."""
+
+def ours(
+    problem: Problem,
+    scorer: Any,
+    sparsity: float = 0.0,
+    frozen: bool = False,
+    anchor_share: float | None = None,
+    cached: bool = False,
+) -> None:
+    """SparsePO with the full-vocabulary KL; ``anchor_share``: and a KL anchor."""
     problem.weight.requires_grad_(not frozen)
-    scorer(problem.inputs(sparsity), get_objective("sparsepo"), True).loss.backward()
+    inputs = problem.inputs(sparsity, anchor_share=anchor_share)
+    if cached:
+        inputs.cached, inputs.reference_hidden, inputs.reference_head = problem.cached(), None, None
+    anchor = 0.0 if anchor_share is None else 0.1
+    scorer(inputs, get_objective("sparsepo", kl_anchor=anchor), True).loss.backward()
 
 
 def trl(problem: Problem, divergence: bool, frozen: bool = False) -> None:
@@ -107,14 +146,22 @@ VARIANTS: dict[str, Callable[[Problem], None]] = {
     "TRL DPO (no KL)": lambda p: trl(p, divergence=False),
     "TRL composed (with KL)": lambda p: trl(p, divergence=True),
     "fused": lambda p: ours(p, FusedScorer()),
-    "fused, 160 MiB": lambda p: ours(p, FusedScorer(160)),
+    "fused, 88 MiB": lambda p: ours(p, FusedScorer(88)),
     "fused, 50 % zeros": lambda p: ours(p, FusedScorer(), 0.5),
     "fused, 80 % zeros": lambda p: ours(p, FusedScorer(), 0.8),
     "fused, 90 % zeros": lambda p: ours(p, FusedScorer(), 0.9),
+    "fused, anchor": lambda p: ours(p, FusedScorer(), anchor_share=1.0),
+    "fused, 80 % zeros, anchor": lambda p: ours(p, FusedScorer(), 0.8, anchor_share=0.25),
+    "fused, 90 % zeros, anchor": lambda p: ours(p, FusedScorer(), 0.9, anchor_share=0.25),
     "dense, 80 % zeros": lambda p: ours(p, DenseScorer(), 0.8),
     "frozen head: TRL DPO": lambda p: trl(p, divergence=False, frozen=True),
     "frozen head: dense": lambda p: ours(p, DenseScorer(), frozen=True),
     "frozen head: fused": lambda p: ours(p, FusedScorer(), frozen=True),
+    "frozen head: fused, 52 MiB": lambda p: ours(p, FusedScorer(52), frozen=True),
+    "frozen head: cached reference": lambda p: ours(p, FusedScorer(), frozen=True, cached=True),
+    "frozen head: cached reference, anchor": lambda p: ours(
+        p, FusedScorer(), frozen=True, anchor_share=1.0, cached=True
+    ),
 }
 
 
@@ -126,26 +173,16 @@ def processor() -> str:
     return platform.processor() or "unknown"
 
 
-def resident(field: str) -> float:
-    """A field of this process's status, MiB: VmRSS (now) or VmHWM (the peak). Linux only."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field):
-            return int(line.split()[1]) / 1024
-    raise RuntimeError(f"/proc/self/status has no {field}")
-
-
 def peak_of(run: Callable[[], None]) -> float:
-    """Peak resident memory of a call above what is there before it, MiB."""
-    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-    before = resident("VmRSS")
-    run()
-    return resident("VmHWM") - before
-
-
-def measure_memory(arguments: list[str], name: str) -> float:
-    """Peak memory of one variant above its inputs, in a fresh process, MiB."""
-    command = [sys.executable, __file__, *arguments, "--only", name]
-    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip().splitlines()[-1])
+    """Largest sum of what torch has allocated during a call above what was there before, MiB."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        run()
+    held = peak = 0
+    for event in sorted(recorded.profiler.kineto_results.events(), key=lambda event: event.start_ns()):
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            peak = max(peak, held)
+    return peak / 2**20
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -156,7 +193,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     ]
     base = {row["variant"]: row["median"] for row in rows}
     for row in rows:
-        ratios = [row["median"] / base[name] for name in ("dense", "TRL DPO (no KL)", "TRL composed (with KL)")]
+        kinds = ("dense", "TRL DPO (no KL)", "TRL composed (with KL)")
+        ratios = [row["median"] / base[name] if name in base else float("nan") for name in kinds]
         memory = "" if row["peak_mib"] is None else f"{row['peak_mib']:.0f}"
         cells = [row["variant"], f"{row['median']:.2f}", f"{min(row['seconds']):.2f}–{max(row['seconds']):.2f}"]
         lines.append("| " + " | ".join([*cells, *(f"{ratio:.2f}" for ratio in ratios), memory]) + " |")
@@ -172,31 +210,28 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=192)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--memory", action="store_true", help="also measure peak memory, a process a variant")
+    parser.add_argument("--memory", action="store_true", help="also measure peak memory")
     parser.add_argument("--output", help="write OUTPUT.md and OUTPUT.json")
-    parser.add_argument("--only", help=argparse.SUPPRESS)
+    parser.add_argument("--filter", help="only the variants whose names contain this")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     problem = Problem(args)
-    if args.only:
-        print(peak_of(lambda: VARIANTS[args.only](problem)))
-        return
-    seconds: dict[str, list[float]] = {name: [] for name in VARIANTS}
+    variants = {name: run for name, run in VARIANTS.items() if args.filter is None or args.filter in name}
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
     for round_number in range(args.rounds + 1):  # the first round warms up
-        for name, run in VARIANTS.items():
+        for name, run in variants.items():
             problem.weight.grad = problem.hidden.grad = None
             start = time.perf_counter()
             run(problem)
             if round_number:
                 seconds[name].append(time.perf_counter() - start)
             print(f"round {round_number}/{args.rounds}  {name}", file=sys.stderr)
-    arguments = [a for a in sys.argv[1:] if a != "--memory"]
     rows = [
         {
             "variant": name,
             "median": statistics.median(times),
             "seconds": times,
-            "peak_mib": measure_memory(arguments, name) if args.memory else None,
+            "peak_mib": peak_of(lambda run=variants[name]: run(problem)) if args.memory else None,
         }
         for name, times in seconds.items()
     ]

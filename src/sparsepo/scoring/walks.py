@@ -24,7 +24,8 @@ from .products import add_outer, times_weight
 from .results import Results
 from .rows import RowBuffers, RowStatistics, TorchRows, joined
 
-_TILE_ROWS = 128  # smaller tiles of rows cost products some speed
+# Rows of the reference that share the memory with a pair's: fewer cost products some speed
+_TILE_ROWS, _LEAST_TILE_ROWS = 128, 32
 
 
 @dataclass
@@ -150,7 +151,7 @@ def _rows_of_a_group(way: str, work: Work, room: int) -> int:
         return room
     if way == "paired":
         return max(1, room // 2)
-    return max(1, room - min(_TILE_ROWS, room // 4))
+    return max(1, room - min(_LEAST_TILE_ROWS, room // 4))
 
 
 def _groups(counts: list[int], rows_that_fit: int) -> Iterator[tuple[int, int]]:
@@ -192,7 +193,9 @@ def _directed(work: Work, results: Results, group: _Group, room: int) -> None:
     directions = results.directions(group.sequences, group.pairs) if work.needs_gradient else None
     # with a frozen head nothing couples the rows before the factor: a tile of both is enough
     whole = not work.head_is_frozen
-    tile = max(1, min(_TILE_ROWS, room // (4 if whole else 2))) if work.projects_reference else room
+    tile = room
+    if work.projects_reference:
+        tile = max(1, min(_TILE_ROWS, room - len(index) if whole else room // 2))
     policy = work.policy_rows(index) if whole else None
     found = []
     for first in range(0, max(len(index), 1), tile):
@@ -236,9 +239,9 @@ def _pair_factors(directions: list[Tensor], grads: list[Tensor], results: Result
     count = group.pairs.stop - group.pairs.start
     of_row = torch.arange(count, device=group.index.device).repeat(2)
     of_row = of_row.repeat_interleave(results.keep[group.sequences].sum(1))  # pair of each row
-    products = sum(x * y for x, y in zip(directions, grads, strict=True))
-    squares = sum(x * x for x in directions)
-    sums = products.new_zeros(2, count).index_add_(1, of_row, torch.stack([products, squares]))  # type: ignore[union-attr]
+    (a, b), (g, c) = directions, grads
+    products, squares = a * g + b * c, a * a + b * b
+    sums = products.new_zeros(2, count).index_add_(1, of_row, torch.stack([products, squares]))
     factors = torch.where(sums[1] > 0, sums[0] / sums[1].where(sums[1] > 0, torch.ones_like(sums[1])), 0.0)
     return factors[of_row]
 
