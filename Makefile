@@ -15,13 +15,16 @@ PYTHON ?= $(firstword $(foreach name,python3 python3.13 python3.12 python3.11,$(
 
 setup: $(STAMP)
 
-# torch alone and first: a CPU build that pip finds locally then wins over the default build
+# torch alone and first: a CPU build that pip finds locally then wins over the default build.
+# triton last, unpinned and only where it is missing: a CUDA build of torch brings the one version that it works with,
+# a CPU build brings none and takes any. Without it everything runs but the tests of the GPU kernels.
 $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "sparsepo needs Python 3.11 or newer (TRL 1.16 does); none was found. Give one: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12" >&2; exit 1; }
 	@$(PYTHON) -c $(SUITABLE) || { echo "$(PYTHON) is older than Python 3.11, which TRL 1.16 and transformers 5.23 need. Give another: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)" -c constraints.txt
 	$(BIN)/python -m pip install --quiet -e '.[dev]' -c constraints.txt
+	@$(BIN)/python -c 'import triton' 2>/dev/null || $(BIN)/python -m pip install --quiet triton || echo "triton has no build for this platform: its tests will be skipped" >&2
 	touch $(STAMP)
 
 demo: setup

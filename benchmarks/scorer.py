@@ -12,18 +12,15 @@ above the inputs during the call, gradients included (``--memory``).
 from __future__ import annotations
 
 import argparse
-import json
-import platform
+import functools
 import statistics
 import sys
-import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch.profiler import ProfilerActivity, profile
+from common import machine, markdown, peak_allocated, spread, take_turns, write_results
 from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
 from trl.trainer.utils import _CHUNKED_LOGPROB_CHUNK_SIZE, _ChunkedLogProbFunction
 
@@ -165,40 +162,18 @@ VARIANTS: dict[str, Callable[[Problem], None]] = {
 }
 
 
-def processor() -> str:
-    """Name of the processor."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor() or "unknown"
-
-
-def peak_of(run: Callable[[], None]) -> float:
-    """Largest sum of what torch has allocated during a call above what was there before, MiB."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        run()
-    held = peak = 0
-    for event in sorted(recorded.profiler.kineto_results.events(), key=lambda event: event.start_ns()):
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            peak = max(peak, held)
-    return peak / 2**20
-
-
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown with ratio columns."""
-    lines = [
-        "| variant | seconds (median) | spread | ÷ dense | ÷ TRL DPO | ÷ TRL composed | peak extra MiB |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    header = ["variant", "seconds (median)", "spread", "÷ dense", "÷ TRL DPO", "÷ TRL composed", "peak extra MiB"]
     base = {row["variant"]: row["median"] for row in rows}
+    lines = []
     for row in rows:
         kinds = ("dense", "TRL DPO (no KL)", "TRL composed (with KL)")
         ratios = [row["median"] / base[name] if name in base else float("nan") for name in kinds]
         memory = "" if row["peak_mib"] is None else f"{row['peak_mib']:.0f}"
-        cells = [row["variant"], f"{row['median']:.2f}", f"{min(row['seconds']):.2f}–{max(row['seconds']):.2f}"]
-        lines.append("| " + " | ".join([*cells, *(f"{ratio:.2f}" for ratio in ratios), memory]) + " |")
-    return "\n".join(lines) + "\n"
+        cells = [row["variant"], f"{row['median']:.2f}", spread(row["seconds"])]
+        lines.append([*cells, *(f"{value:.2f}" for value in ratios), memory])
+    return markdown(header, lines)
 
 
 def main() -> None:
@@ -216,35 +191,35 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     problem = Problem(args)
+
+    def forget() -> None:
+        problem.weight.grad = problem.hidden.grad = None
+
     variants = {name: run for name, run in VARIANTS.items() if args.filter is None or args.filter in name}
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for round_number in range(args.rounds + 1):  # the first round warms up
-        for name, run in variants.items():
-            problem.weight.grad = problem.hidden.grad = None
-            start = time.perf_counter()
-            run(problem)
-            if round_number:
-                seconds[name].append(time.perf_counter() - start)
-            print(f"round {round_number}/{args.rounds}  {name}", file=sys.stderr)
+    turns = {name: functools.partial(run, problem) for name, run in variants.items()}
+    seconds = take_turns(turns, args.rounds, prepare=forget)
+    peaks: dict[str, float] = {}
+    for name, run in turns.items() if args.memory else ():
+        forget()
+        peaks[name] = peak_allocated(run)
     rows = [
         {
             "variant": name,
             "median": statistics.median(times),
             "seconds": times,
-            "peak_mib": peak_of(lambda run=variants[name]: run(problem)) if args.memory else None,
+            "peak_mib": peaks.get(name),
         }
         for name, times in seconds.items()
     ]
     title = (
         f"{args.pairs} pairs × 2 × {args.tokens} tokens, H {args.hidden}, V {args.vocabulary}, {args.dtype}, "
-        f"{args.threads} thread(s), {processor()}, torch {torch.__version__.split('+')[0]}"
+        f"{machine()}"
     )
     text = f"{title}\n\n{table(rows)}"
     print(text)
     if args.output:
-        Path(args.output).parent.mkdir(parents=True, exist_ok=True)
-        Path(f"{args.output}.md").write_text(f"`python benchmarks/scorer.py {' '.join(sys.argv[1:])}`\n\n{text}")
-        Path(f"{args.output}.json").write_text(json.dumps({"setting": title, "rows": rows}, indent=1) + "\n")
+        command = f"`python benchmarks/scorer.py {' '.join(sys.argv[1:])}`"
+        write_results(args.output, f"{command}\n\n{text}", {"setting": title, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -13,6 +13,11 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 
 import pytest
 import torch
+
+# Triton kernels run on the CPU where there is no GPU; triton reads this when it is imported, which others may do first
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 from hypothesis import HealthCheck, settings
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from torch import Tensor
 from .head import LMHead
 from .products import add_outer, times_weight
 from .results import Results
-from .rows import RowBuffers, RowStatistics, TorchRows, joined
+from .rows import RowBuffers, RowStatistics, joined
 
 # Rows of the reference that share the memory with a pair's: fewer cost products some speed
 _TILE_ROWS, _LEAST_TILE_ROWS = 128, 32
@@ -48,6 +49,7 @@ class Work:
     grad_weight: Tensor | None
     grad_bias: Tensor | None
     buffers: RowBuffers
+    arithmetic: Any  # TorchRows or TritonRows
 
     @property
     def projects_reference(self) -> bool:
@@ -79,7 +81,7 @@ class Work:
     ) -> RowStatistics:
         """Values of rows; what a cache knows of the reference is added."""
         wanted = self.statistics if statistics is None else statistics
-        found = TorchRows.statistics(policy, reference, self.targets[index], self.need_kl, wanted)
+        found: RowStatistics = self.arithmetic.statistics(policy, reference, self.targets[index], self.need_kl, wanted)
         if self.cached_logps is not None:
             found.ref_logps = self.cached_logps[index]
         if self.need_kl and self.expected_weight is not None:
@@ -183,7 +185,7 @@ def _paired(work: Work, results: Results, group: _Group, fit: int) -> None:
             work.row_statistics(policy, reference, rows, statistics=False)
         g, c = (values[first : first + len(rows)] for values in grads)
         first += len(rows)
-        dz = TorchRows.gradient(policy, reference, statistics, work.targets[rows], g, c, work.head)
+        dz = work.arithmetic.gradient(policy, reference, statistics, work.targets[rows], g, c, work.head)
         _accumulate(work, rows, dz, None)
 
 
@@ -222,7 +224,7 @@ def _directed_tile(
     work: Work, rows: Tensor, policy: Tensor, reference: Tensor | None, directions: list[Tensor] | None
 ) -> RowStatistics:
     """Statistics and gradient of a tile, block by block while a block is in the cache."""
-    size = TorchRows.block(policy)
+    size = work.arithmetic.block(policy)
     parts = []
     for first in range(0, max(len(rows), 1), size):
         block = slice(first, first + size)
@@ -230,7 +232,7 @@ def _directed_tile(
         parts.append(work.row_statistics(z, w, rows[block]))
         if directions is not None:
             a, b = (values[block] for values in directions)
-            TorchRows.gradient(z, w, parts[-1], work.targets[rows[block]], a, b, work.head)
+            work.arithmetic.gradient(z, w, parts[-1], work.targets[rows[block]], a, b, work.head)
     return joined(parts)
 
 
@@ -261,9 +263,9 @@ def _moments(work: Work, results: Results, group: _Group, room: int) -> None:
         rows = index[block]
         policy, reference = work.policy_rows(rows), work.reference_rows(rows)
         found.append(work.row_statistics(policy, reference, rows))
-        expected[block] = times_weight(TorchRows.probabilities(policy, found[-1]), weight)
+        expected[block] = times_weight(work.arithmetic.probabilities(policy, found[-1]), weight)
         if reference is not None and reference_expected is not None:
-            reference_expected[block] = times_weight(TorchRows.reference_probabilities(reference, found[-1]), weight)
+            reference_expected[block] = times_weight(work.arithmetic.reference_probabilities(reference, found[-1]), weight)
     results.put(group.sequences, joined(found))
     grads = results.token_gradients(group.sequences, group.pairs)
     if grads is None:
