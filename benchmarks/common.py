@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 Run = Callable[[], None]
 
@@ -60,6 +61,18 @@ def peak_of(run: Run, device: str = "cpu") -> float:
     before_mib = resident("VmRSS")
     run()
     return resident("VmHWM") - before_mib
+
+
+def peak_allocated(run: Run) -> float:
+    """Largest sum of what torch allocates on the CPU during a call, beside what was there before it, MiB."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        run()
+    held = peak = 0
+    for event in sorted(recorded.profiler.kineto_results.events(), key=lambda event: event.start_ns()):
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            peak = max(peak, held)
+    return peak / 2**20
 
 
 def peak_in_fresh_process(script: str, arguments: Sequence[str], name: str) -> float:

@@ -59,8 +59,10 @@ def variants(device: str) -> dict[str, Callable[[Problem], None]]:
         found[f"fused, rows {name}"] = _with(backend, lambda p: ours(p, FusedScorer()))
     for zeros in (0.5, 0.8, 0.9):
         found[f"fused, {zeros:.0%} zeros"] = lambda p, zeros=zeros: ours(p, FusedScorer(), zeros)
+    found["fused, anchor, 80% zeros"] = lambda p: ours(p, FusedScorer(), 0.8, anchor_share=0.25)
     found["frozen head: dense"] = lambda p: ours(p, DenseScorer(), frozen=True)
     found["frozen head: fused"] = lambda p: ours(p, FusedScorer(), frozen=True)
+    found["frozen head: fused, reference cached"] = lambda p: ours(p, FusedScorer(), frozen=True, cached=True)
     return found
 
 

@@ -22,7 +22,7 @@ from common import markdown, ratio, spread, take_turns, write_results
 from machines import machine_with_what_is_there
 from torch import Tensor
 
-from sparsepo.scoring import LMHead, walks
+from sparsepo.scoring import LMHead, fused
 from sparsepo.scoring.rows import RowStatistics, TorchRows, joined
 from sparsepo.scoring.triton_rows import TritonRows, triton_is_available, triton_is_interpreted
 
@@ -117,15 +117,9 @@ def row_backends(device: str) -> dict[str, Any]:
 
 @contextmanager
 def use_rows(backend: Any) -> Iterator[None]:
-    """Let the fused scorer use a backend; None leaves the choice to it."""
-    if backend is None:
+    """Let the fused scorer use a backend, whatever the device and the environment say."""
+    with patch.object(fused, "row_backend", lambda device: backend):
         yield
-    elif hasattr(walks, "row_backend"):
-        with patch.object(walks, "row_backend", lambda *args: backend):
-            yield
-    else:
-        with patch.object(walks, "TorchRows", backend):
-            yield
 
 
 def measure(args: argparse.Namespace, vocabulary: int) -> list[list[str]]:

@@ -5,8 +5,8 @@
 Every variant computes loss and gradients of the same pairs: P pairs of two responses of T tokens, hidden states given.
 Variants take turns within each round, so that a noisy machine disturbs all alike; ratios are of medians. ``TRL DPO`` is
 the head of TRL's DPOTrainer (with the statistics that it logs) given response positions only; it forms no KL. ``TRL
-composed`` adds TRL's full-vocabulary divergence to it: SparsePO made of TRL's kernels. Peak memory is what a fresh
-process allocates above the inputs, one process a variant (``--memory``).
+composed`` adds TRL's full-vocabulary divergence to it: SparsePO made of TRL's kernels. Peak memory is what torch allocates
+above the inputs during the call, gradients included (``--memory``).
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from common import machine, markdown, peak_in_fresh_process, peak_of, spread, take_turns, write_results
+from common import machine, markdown, peak_allocated, spread, take_turns, write_results
 
-from sparsepo.masks.base import TokenMasks
+from sparsepo.masks.base import NoiseKey, TokenMasks
 from sparsepo.objectives import get_objective
-from sparsepo.scoring import DenseScorer, FusedScorer, LMHead, ScorerInputs
-from sparsepo.scoring.skipping import tokens_that_count
+from sparsepo.scoring import CachedReference, DenseScorer, FusedScorer, LMHead, ScorerInputs
+from sparsepo.scoring.skipping import anchor_sample, tokens_that_count
 
 TRL_OUTPUTS = ("log_probs", "entropy", "mean_logits", "is_top1")
 
@@ -51,10 +51,19 @@ class Problem:
         self.response = torch.ones(rows, width, dtype=torch.bool, device=device)
         self.uniform = torch.rand(rows, width, generator=g, device=device)
         self.pairs, self.width = args.pairs, width
+        self._cached: CachedReference | None = None
 
-    def inputs(self, sparsity: float = 0.0, statistics: bool = False) -> ScorerInputs:
+    def inputs(
+        self, sparsity: float = 0.0, statistics: bool = False, anchor_share: float | None = None
+    ) -> ScorerInputs:
         mask = (self.uniform >= sparsity).float()
         masks = TokenMasks(mask, mask)
+        kept, weight = tokens_that_count(masks, self.response, "none", True), None
+        if anchor_share is not None:
+            assert kept is not None
+            rows = torch.arange(2 * self.pairs, device=mask.device)
+            columns = torch.arange(self.width, device=mask.device).expand(len(rows), self.width)
+            kept, weight = anchor_sample(kept, self.response, NoiseKey(0, 0, rows, columns), anchor_share)
         return ScorerInputs(
             self.targets,
             self.response,
@@ -63,15 +72,44 @@ class Problem:
             self.reference_hidden,
             LMHead(self.reference_weight),
             masks,
-            kept=tokens_that_count(masks, self.response, "none", True),
+            kept=kept,
             statistics=statistics,
+            anchor_weight=weight,
         )
 
+    def cached(self) -> CachedReference:
+        """The reference as a cache gives it, for a frozen head that policy and reference share (made once)."""
+        if self._cached is None:
+            head, size = LMHead(self.weight.detach()), self.reference_hidden.shape[-1]
+            with torch.no_grad():
+                parts = []
+                for hidden, targets in zip(self.reference_hidden, self.targets, strict=True):
+                    logps = head.logits(hidden)
+                    normaliser = logps.logsumexp(-1)
+                    logps -= normaliser[:, None]
+                    expected = logps.exp() @ head.weight.float()
+                    parts.append((logps.gather(-1, targets[:, None])[:, 0], normaliser, expected))
+            logs, normalisers, expected = (torch.stack(part) for part in zip(*parts, strict=True))
+            assert expected.shape[-1] == size
+            self._cached = CachedReference(logs, normalisers, self.reference_hidden.float(), expected)
+        return self._cached
 
-def ours(problem: Problem, scorer: Any, sparsity: float = 0.0, frozen: bool = False) -> None:
-    """SparsePO with the full-vocabulary KL."""
+
+def ours(
+    problem: Problem,
+    scorer: Any,
+    sparsity: float = 0.0,
+    frozen: bool = False,
+    anchor_share: float | None = None,
+    cached: bool = False,
+) -> None:
+    """SparsePO with the full-vocabulary KL; ``anchor_share``: and a KL anchor."""
     problem.weight.requires_grad_(not frozen)
-    scorer(problem.inputs(sparsity), get_objective("sparsepo"), True).loss.backward()
+    inputs = problem.inputs(sparsity, anchor_share=anchor_share)
+    if cached:
+        inputs.cached, inputs.reference_hidden, inputs.reference_head = problem.cached(), None, None
+    anchor = 0.0 if anchor_share is None else 0.1
+    scorer(inputs, get_objective("sparsepo", kl_anchor=anchor), True).loss.backward()
 
 
 def trl(problem: Problem, divergence: bool, frozen: bool = False) -> None:
@@ -105,14 +143,22 @@ VARIANTS: dict[str, Callable[[Problem], None]] = {
     "TRL DPO (no KL)": lambda p: trl(p, divergence=False),
     "TRL composed (with KL)": lambda p: trl(p, divergence=True),
     "fused": lambda p: ours(p, FusedScorer()),
-    "fused, 160 MiB": lambda p: ours(p, FusedScorer(160)),
+    "fused, 88 MiB": lambda p: ours(p, FusedScorer(88)),
     "fused, 50 % zeros": lambda p: ours(p, FusedScorer(), 0.5),
     "fused, 80 % zeros": lambda p: ours(p, FusedScorer(), 0.8),
     "fused, 90 % zeros": lambda p: ours(p, FusedScorer(), 0.9),
+    "fused, anchor": lambda p: ours(p, FusedScorer(), anchor_share=1.0),
+    "fused, 80 % zeros, anchor": lambda p: ours(p, FusedScorer(), 0.8, anchor_share=0.25),
+    "fused, 90 % zeros, anchor": lambda p: ours(p, FusedScorer(), 0.9, anchor_share=0.25),
     "dense, 80 % zeros": lambda p: ours(p, DenseScorer(), 0.8),
     "frozen head: TRL DPO": lambda p: trl(p, divergence=False, frozen=True),
     "frozen head: dense": lambda p: ours(p, DenseScorer(), frozen=True),
     "frozen head: fused": lambda p: ours(p, FusedScorer(), frozen=True),
+    "frozen head: fused, 52 MiB": lambda p: ours(p, FusedScorer(52), frozen=True),
+    "frozen head: cached reference": lambda p: ours(p, FusedScorer(), frozen=True, cached=True),
+    "frozen head: cached reference, anchor": lambda p: ours(
+        p, FusedScorer(), frozen=True, anchor_share=1.0, cached=True
+    ),
 }
 
 
@@ -122,7 +168,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     base = {row["variant"]: row["median"] for row in rows}
     lines = []
     for row in rows:
-        ratios = [row["median"] / base[name] for name in ("dense", "TRL DPO (no KL)", "TRL composed (with KL)")]
+        kinds = ("dense", "TRL DPO (no KL)", "TRL composed (with KL)")
+        ratios = [row["median"] / base[name] if name in base else float("nan") for name in kinds]
         memory = "" if row["peak_mib"] is None else f"{row['peak_mib']:.0f}"
         cells = [row["variant"], f"{row['median']:.2f}", spread(row["seconds"])]
         lines.append([*cells, *(f"{value:.2f}" for value in ratios), memory])
@@ -138,28 +185,29 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=192)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--memory", action="store_true", help="also measure peak memory, a process a variant")
+    parser.add_argument("--memory", action="store_true", help="also measure peak memory")
     parser.add_argument("--output", help="write OUTPUT.md and OUTPUT.json")
-    parser.add_argument("--only", help=argparse.SUPPRESS)
+    parser.add_argument("--filter", help="only the variants whose names contain this")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     problem = Problem(args)
-    if args.only:
-        print(peak_of(lambda: VARIANTS[args.only](problem)))
-        return
 
     def forget() -> None:
         problem.weight.grad = problem.hidden.grad = None
 
-    turns = {name: functools.partial(run, problem) for name, run in VARIANTS.items()}
+    variants = {name: run for name, run in VARIANTS.items() if args.filter is None or args.filter in name}
+    turns = {name: functools.partial(run, problem) for name, run in variants.items()}
     seconds = take_turns(turns, args.rounds, prepare=forget)
-    arguments = [a for a in sys.argv[1:] if a != "--memory"]
+    peaks: dict[str, float] = {}
+    for name, run in turns.items() if args.memory else ():
+        forget()
+        peaks[name] = peak_allocated(run)
     rows = [
         {
             "variant": name,
             "median": statistics.median(times),
             "seconds": times,
-            "peak_mib": peak_in_fresh_process(__file__, arguments, name) if args.memory else None,
+            "peak_mib": peaks.get(name),
         }
         for name, times in seconds.items()
     ]

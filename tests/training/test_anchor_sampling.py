@@ -60,9 +60,7 @@ def test_logging_changes_no_training(tmp_path: Path, rows: Dataset) -> None:
 
 def test_micro_batches_draw_the_same_tokens(tmp_path: Path, rows: Dataset) -> None:
     whole = trained(tmp_path, rows, per_device_train_batch_size=8, logging_steps=100)
-    parts = trained(
-        tmp_path, rows, per_device_train_batch_size=2, gradient_accumulation_steps=4, logging_steps=100
-    )
+    parts = trained(tmp_path, rows, per_device_train_batch_size=2, gradient_accumulation_steps=4, logging_steps=100)
     assert_close(policy_state(whole), policy_state(parts), 2e-4, 2e-6)
 
 
@@ -73,7 +71,8 @@ def test_dense_and_fused_scorers_agree(tmp_path: Path, rows: Dataset) -> None:
 
 def test_the_sample_matters_and_a_share_of_one_is_exact(tmp_path: Path, rows: Dataset) -> None:
     whole, everything = (
-        trained(tmp_path, rows, logging_steps=100, **more) for more in ({"kl_anchor_share": 1.0}, {"skip_masked": False})
+        trained(tmp_path, rows, logging_steps=100, **more)
+        for more in ({"kl_anchor_share": 1.0}, {"skip_masked": False})
     )
     assert_same(policy_state(whole), policy_state(everything))
     sampled = trained(tmp_path, rows, logging_steps=100)

@@ -25,6 +25,7 @@ from sparsepo.objectives.scores import PairLoss, PairScores
 from .dense import ScorerInputs, ScorerOutput, split_pairs
 from .results import STATISTICS, Results
 from .rows import RowBuffers
+from .triton_rows import row_backend
 from .walks import Work, walk
 
 LEAST_BUDGET_MIB = 512
@@ -162,4 +163,5 @@ def _prepare(hidden: Tensor, weight: Tensor, bias: Tensor | None, plan: _Plan, n
         grad_weight=zeros(weight, needs[1]),
         grad_bias=zeros(bias, needs[2]),
         buffers=RowBuffers(weight.shape[0], dtype, hidden.device),
+        arithmetic=row_backend(hidden.device),
     )

@@ -63,7 +63,9 @@ class Results:
 
         Fills losses and rewards of the group, and the gradients of its masks.
         """
-        leaves = {name: self.arrays[name][sequences] for name in ("logps", "kl") if name in self.arrays}
+        leaves: dict[str, Tensor] = {
+            name: self.arrays[name][sequences] for name in ("logps", "kl") if name in self.arrays
+        }
         masks = [] if self.masks is None else [mask.detach()[sequences] for mask in self.masks]
         if self.with_gradient:
             for tensor in (*leaves.values(), *masks):
@@ -85,7 +87,7 @@ class Results:
         For an objective with a fixed direction those elsewhere are the same up to one factor a pair, so that they are
         known before any logits are.
         """
-        names = [name for name in ("logps", "kl") if name in self.arrays]
+        names: list[str] = [name for name in ("logps", "kl") if name in self.arrays]
         shape = (len(sequences), self.keep.shape[1])
         leaves = {n: torch.zeros(shape, dtype=self.loss.dtype, device=self.keep.device).requires_grad_() for n in names}
         masks = [] if self.masks is None else [mask.detach()[sequences] for mask in self.masks]
@@ -94,7 +96,12 @@ class Results:
         return self._kept(dict(zip(leaves, grads, strict=True)), sequences)
 
     def _evaluate(
-        self, leaves: dict[str, Tensor], masks: list[Tensor], sequences: Tensor, pairs: slice, at_reference: bool = False
+        self,
+        leaves: dict[str, Tensor],
+        masks: list[Tensor],
+        sequences: Tensor,
+        pairs: slice,
+        at_reference: bool = False,
     ) -> tuple[PairLoss, Tensor]:
         with torch.enable_grad() if self.with_gradient else torch.no_grad():
             ref_logps = self.arrays.get("ref_logps")

@@ -23,7 +23,12 @@ def token_kl(reference_logits: Tensor, policy_logits: Tensor) -> Tensor:
 
 
 def cached_kl(
-    policy_logits: Tensor, hidden: Tensor, scale: float, log_normaliser: Tensor, ref_hidden: Tensor, expected_weight: Tensor
+    policy_logits: Tensor,
+    hidden: Tensor,
+    scale: float,
+    log_normaliser: Tensor,
+    ref_hidden: Tensor,
+    expected_weight: Tensor,
 ) -> Tensor:
     """KL(π_ref‖π_θ) of a frozen, shared head from cached numbers; see :mod:`sparsepo.scoring.cached`.
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,9 +23,10 @@ from torch import Tensor
 from .head import LMHead
 from .products import add_outer, times_weight
 from .results import Results
-from .rows import RowBuffers, RowStatistics, TorchRows, joined
+from .rows import RowBuffers, RowStatistics, joined
 
-_TILE_ROWS = 128  # smaller tiles of rows cost products some speed
+# Rows of the reference that share the memory with a pair's: fewer cost products some speed
+_TILE_ROWS, _LEAST_TILE_ROWS = 128, 32
 
 
 @dataclass
@@ -47,6 +49,7 @@ class Work:
     grad_weight: Tensor | None
     grad_bias: Tensor | None
     buffers: RowBuffers
+    arithmetic: Any  # TorchRows or TritonRows
 
     @property
     def projects_reference(self) -> bool:
@@ -78,7 +81,7 @@ class Work:
     ) -> RowStatistics:
         """Values of rows; what a cache knows of the reference is added."""
         wanted = self.statistics if statistics is None else statistics
-        found = TorchRows.statistics(policy, reference, self.targets[index], self.need_kl, wanted)
+        found: RowStatistics = self.arithmetic.statistics(policy, reference, self.targets[index], self.need_kl, wanted)
         if self.cached_logps is not None:
             found.ref_logps = self.cached_logps[index]
         if self.need_kl and self.expected_weight is not None:
@@ -150,7 +153,7 @@ def _rows_of_a_group(way: str, work: Work, room: int) -> int:
         return room
     if way == "paired":
         return max(1, room // 2)
-    return max(1, room - min(_TILE_ROWS, room // 4))
+    return max(1, room - min(_LEAST_TILE_ROWS, room // 4))
 
 
 def _groups(counts: list[int], rows_that_fit: int) -> Iterator[tuple[int, int]]:
@@ -182,7 +185,7 @@ def _paired(work: Work, results: Results, group: _Group, fit: int) -> None:
             work.row_statistics(policy, reference, rows, statistics=False)
         g, c = (values[first : first + len(rows)] for values in grads)
         first += len(rows)
-        dz = TorchRows.gradient(policy, reference, statistics, work.targets[rows], g, c, work.head)
+        dz = work.arithmetic.gradient(policy, reference, statistics, work.targets[rows], g, c, work.head)
         _accumulate(work, rows, dz, None)
 
 
@@ -192,7 +195,9 @@ def _directed(work: Work, results: Results, group: _Group, room: int) -> None:
     directions = results.directions(group.sequences, group.pairs) if work.needs_gradient else None
     # with a frozen head nothing couples the rows before the factor: a tile of both is enough
     whole = not work.head_is_frozen
-    tile = max(1, min(_TILE_ROWS, room // (4 if whole else 2))) if work.projects_reference else room
+    tile = room
+    if work.projects_reference:
+        tile = max(1, min(_TILE_ROWS, room - len(index) if whole else room // 2))
     policy = work.policy_rows(index) if whole else None
     found = []
     for first in range(0, max(len(index), 1), tile):
@@ -219,7 +224,7 @@ def _directed_tile(
     work: Work, rows: Tensor, policy: Tensor, reference: Tensor | None, directions: list[Tensor] | None
 ) -> RowStatistics:
     """Statistics and gradient of a tile, block by block while a block is in the cache."""
-    size = TorchRows.block(policy)
+    size = work.arithmetic.block(policy)
     parts = []
     for first in range(0, max(len(rows), 1), size):
         block = slice(first, first + size)
@@ -227,7 +232,7 @@ def _directed_tile(
         parts.append(work.row_statistics(z, w, rows[block]))
         if directions is not None:
             a, b = (values[block] for values in directions)
-            TorchRows.gradient(z, w, parts[-1], work.targets[rows[block]], a, b, work.head)
+            work.arithmetic.gradient(z, w, parts[-1], work.targets[rows[block]], a, b, work.head)
     return joined(parts)
 
 
@@ -236,9 +241,9 @@ def _pair_factors(directions: list[Tensor], grads: list[Tensor], results: Result
     count = group.pairs.stop - group.pairs.start
     of_row = torch.arange(count, device=group.index.device).repeat(2)
     of_row = of_row.repeat_interleave(results.keep[group.sequences].sum(1))  # pair of each row
-    products = sum(x * y for x, y in zip(directions, grads, strict=True))
-    squares = sum(x * x for x in directions)
-    sums = products.new_zeros(2, count).index_add_(1, of_row, torch.stack([products, squares]))  # type: ignore[union-attr]
+    (a, b), (g, c) = directions, grads
+    products, squares = a * g + b * c, a * a + b * b
+    sums = products.new_zeros(2, count).index_add_(1, of_row, torch.stack([products, squares]))
     factors = torch.where(sums[1] > 0, sums[0] / sums[1].where(sums[1] > 0, torch.ones_like(sums[1])), 0.0)
     return factors[of_row]
 
@@ -258,9 +263,9 @@ def _moments(work: Work, results: Results, group: _Group, room: int) -> None:
         rows = index[block]
         policy, reference = work.policy_rows(rows), work.reference_rows(rows)
         found.append(work.row_statistics(policy, reference, rows))
-        expected[block] = times_weight(TorchRows.probabilities(policy, found[-1]), weight)
+        expected[block] = times_weight(work.arithmetic.probabilities(policy, found[-1]), weight)
         if reference is not None and reference_expected is not None:
-            reference_expected[block] = times_weight(TorchRows.reference_probabilities(reference, found[-1]), weight)
+            reference_expected[block] = times_weight(work.arithmetic.reference_probabilities(reference, found[-1]), weight)
     results.put(group.sequences, joined(found))
     grads = results.token_gradients(group.sequences, group.pairs)
     if grads is None:

@@ -51,8 +51,8 @@ class SparsePOConfig(DPOConfig):
 
     kl_anchor_share: float | None = _setting(
         None,
-        "Share of the tokens that no mask keeps which enter the KL anchor in training, drawn afresh each step and weighed by "
-        "its inverse: unbiased, and sparsity still saves time. 1 reads all of them. Unset: 0.25.",
+        "Share of the tokens that no mask keeps which enter the KL anchor in training, drawn afresh each step and weighed "
+        "by its inverse: unbiased, and sparsity still saves time. 1 reads all of them. Unset: 0.25.",
     )
 
     # Masks

@@ -101,9 +101,7 @@ class SparsePOTrainer(MaskCheckpoints, MaskOptimisation, TokenLoss, DPOTrainer):
         self.objective = self.settings.objective
         # masks come from the reference, and an objective that reads masks reads the reference anyway
         self.needs_reference = self.objective.needs_reference
-        self.scorer = (
-            DenseScorer() if args.scorer == "dense" else FusedScorer(args.scorer_memory_mib)
-        )
+        self.scorer = DenseScorer() if args.scorer == "dense" else FusedScorer(args.scorer_memory_mib)
         self.prefix = PrefixSharing(args.share_prefix)
         self.masker: Masker | None = mask
         self._sums = {"train": MetricSums(), "eval": MetricSums()}

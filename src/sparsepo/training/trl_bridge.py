@@ -10,7 +10,7 @@ import gc
 import inspect
 import types
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 from unittest.mock import patch
 
@@ -22,7 +22,7 @@ try:
     from trl.data_utils import common_prefix_length, is_conversational
     from trl.trainer.callbacks import SyncRefModelCallback
     from trl.trainer.dpo_trainer import DataCollatorForPreference
-    from trl.trainer.utils import use_adapter
+    from trl.trainer.utils import maybe_gather_lm_head_ctx, use_adapter
 except ImportError as error:  # pragma: no cover - depends on the installed version
     import importlib.metadata
 
@@ -100,6 +100,16 @@ def lm_head_of(model: Any) -> LMHead:
     if hasattr(weight, "full_tensor"):  # FSDP2 shards parameters as DTensors
         weight, bias = weight.full_tensor(), None if bias is None else bias.full_tensor()
     return LMHead(weight, bias, logit_scale(config), getattr(config, "final_logit_softcapping", None))
+
+
+def gathered_heads(*models: Any) -> AbstractContextManager[Any]:
+    """Around everything that reads the heads' weights: under ZeRO-3 they are whole in here and nowhere else."""
+    parameters: list[Any] = []
+    for model in models:
+        head = model.get_output_embeddings()
+        parameters += [head.weight, getattr(head, "bias", None)]
+    context: AbstractContextManager[Any] = maybe_gather_lm_head_ctx(*parameters)
+    return context
 
 
 def logit_scale(config: Any) -> float:
