@@ -46,6 +46,7 @@ lint: setup
 bench: setup
 	$(BIN)/python benchmarks/scorer.py --memory --output benchmarks/results/scorer_float32
 	$(BIN)/python benchmarks/scorer.py --memory --dtype bfloat16 --output benchmarks/results/scorer_bfloat16
+	$(BIN)/python benchmarks/rows.py --output benchmarks/results/rows
 
 # Every link and every file that the pages name, and the examples in them that run
 docs: setup

@@ -50,7 +50,7 @@ def arguments() -> argparse.Namespace:
 def run_part(args: argparse.Namespace, part: str, left_out: list[str]) -> list[dict[str, Any]]:
     """Tables of a part, with their numbers."""
     if part == "rows":
-        sizes = argparse.Namespace(device=args.device, rows=16 if args.tiny else 2048, rounds=args.rounds)
+        sizes = argparse.Namespace(device=args.device, rows=[16] if args.tiny else [128, 2048], rounds=args.rounds)
         sizes.vocabularies = [301] if args.tiny else [50304, 128256]
         return [{"text": f"### Arithmetic on rows\n\n{row_benchmark.report(sizes)}"}]
     if part == "scorer":

@@ -10,6 +10,7 @@ anew, untimed, before every call. Backends take turns within each round.
 from __future__ import annotations
 
 import argparse
+import functools
 import statistics
 import sys
 from collections.abc import Iterator
@@ -24,7 +25,14 @@ from torch import Tensor
 
 from sparsepo.scoring import LMHead, fused
 from sparsepo.scoring.rows import RowStatistics, TorchRows, joined
-from sparsepo.scoring.triton_rows import TritonRows, triton_is_available, triton_is_interpreted
+from sparsepo.scoring.triton_rows import (
+    TritonRows,
+    triton_is_available,
+    triton_is_interpreted,
+    triton_row_statistics,
+)
+
+SHAPES = ((1024, 4), (4096, 8), (4096, 16))  # of Triton's programs, beside the default
 
 
 def _values(z: Tensor, w: Tensor | None, y: Tensor, need_kl: bool, statistics: bool) -> dict[str, Tensor]:
@@ -115,6 +123,15 @@ def row_backends(device: str) -> dict[str, Any]:
     return found
 
 
+def shaped(block: int, warps: int) -> Any:
+    """Triton's rows with programs of another shape."""
+
+    class Shaped(TritonRows):
+        statistics = staticmethod(functools.partial(triton_row_statistics, block=block, warps=warps))
+
+    return Shaped
+
+
 @contextmanager
 def use_rows(backend: Any) -> Iterator[None]:
     """Let the fused scorer use a backend, whatever the device and the environment say."""
@@ -122,54 +139,58 @@ def use_rows(backend: Any) -> Iterator[None]:
         yield
 
 
-def measure(args: argparse.Namespace, vocabulary: int) -> list[list[str]]:
+def measure(args: argparse.Namespace, count: int, vocabulary: int) -> list[list[str]]:
     """A row of the table for each backend, over the same logits."""
     g = torch.Generator(args.device).manual_seed(0)
-    logits = [torch.randn(args.rows, vocabulary, generator=g, device=args.device) * 3 for _ in range(2)]
+    logits = [torch.randn(count, vocabulary, generator=g, device=args.device) * 3 for _ in range(2)]
     logits[1] = logits[0] + 0.1 * logits[1]
     buffers = [torch.empty_like(rows) for rows in logits]
-    targets = torch.randint(0, vocabulary, (args.rows,), generator=g, device=args.device)
-    g_t, c_t = torch.randn(2, args.rows, generator=g, device=args.device)
+    targets = torch.randint(0, vocabulary, (count,), generator=g, device=args.device)
+    g_t, c_t = torch.randn(2, count, generator=g, device=args.device)
     head = LMHead(torch.zeros(1, 1, device=args.device))
 
     def fill() -> None:
         for buffer, source in zip(buffers, logits, strict=True):
             buffer.copy_(source)
 
+    repeats = 20 if args.device.startswith("cuda") else 1  # launches then overlap with work, as they do in training
+
     def both(backend: Any) -> None:
         size = backend.block(buffers[0])
-        for first in range(0, args.rows, size):
+        for first in [*range(0, count, size)] * repeats:
             rows = slice(first, first + size)
             z, w = buffers[0][rows], buffers[1][rows]
             found = backend.statistics(z, w, targets[rows], True, False)
             backend.gradient(z, w, found, targets[rows], g_t[rows], c_t[rows], head)
 
     backends = row_backends(args.device)
+    if args.device.startswith("cuda") and "triton" in backends:
+        backends |= {f"triton, statistics {b} × {w} warps": shaped(b, w) for b, w in SHAPES}
     runs = {name: (lambda backend=backend: both(backend)) for name, backend in backends.items()}
     seconds = take_turns(runs, args.rounds, args.device, warmups=2, prepare=fill)
-    per_logits = 1e8 / (args.rows * vocabulary) * 1e3
+    per_logits = 1e8 / (count * vocabulary * repeats) * 1e3
     lines = []
     for name, times in seconds.items():
         scaled = [t * per_logits for t in times]
-        lines.append([f"{name}, V {vocabulary}", f"{statistics.median(scaled):.2f}", spread(scaled),
+        lines.append([f"{name}, {count} rows, V {vocabulary}", f"{statistics.median(scaled):.2f}", spread(scaled),
                       ratio(times, seconds["torch"])])  # fmt: skip
     return lines
 
 
 def report(args: argparse.Namespace) -> str:
     """The table for all vocabularies."""
-    lines = [line for vocabulary in args.vocabularies for line in measure(args, vocabulary)]
+    lines = [line for size in args.vocabularies for count in args.rows for line in measure(args, count, size)]
     header = ["backend", "ms per 10⁸ logits of each model (median)", "spread", "÷ torch"]
     left_out = "" if "triton" in row_backends(args.device) else "\n\nLeft out: triton (needs CUDA and triton)."
     where = machine_with_what_is_there(args.device)
-    return f"Statistics with KL, then gradient, {args.rows} rows, {where}{left_out}\n\n{markdown(header, lines)}"
+    return f"Statistics with KL, then gradient, {where}{left_out}\n\n{markdown(header, lines)}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--vocabularies", type=int, nargs="+", default=[50257])
-    parser.add_argument("--rows", type=int, default=400)
+    parser.add_argument("--rows", type=int, nargs="+", default=[400])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--output", help="write OUTPUT.md and OUTPUT.json")

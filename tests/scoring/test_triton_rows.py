@@ -11,7 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsepo.scoring import LMHead, token_kl, token_logps
+from sparsepo.objectives import get_objective
+from sparsepo.scoring import DenseScorer, FusedScorer, LMHead, token_kl, token_logps
 from sparsepo.scoring.rows import RowStatistics, TorchRows
 from sparsepo.scoring.tokens import token_statistics
 from sparsepo.scoring.triton_rows import (
@@ -22,6 +23,7 @@ from sparsepo.scoring.triton_rows import (
     triton_logit_gradient,
     triton_row_statistics,
 )
+from .test_fused import assert_same, outcome, problem
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 needs_triton = pytest.mark.skipif(
@@ -229,6 +231,29 @@ def test_triton_asked_for_where_it_cannot_run_is_refused_with_the_reason(monkeyp
 def test_triton_asked_for_is_tried_and_used(monkeypatch):
     monkeypatch.setenv("SPARSEPO_ROWS", "triton")
     assert row_backend(DEVICE) is TritonRows
+
+
+@needs_triton
+@pytest.mark.parametrize("name", ["sparsepo", "tdpo2", "dpop"])
+@pytest.mark.parametrize("more", [{"bias": True}, {"scale": 0.5, "softcap": 5.0}])
+def test_the_fused_scorer_with_triton_rows_equals_the_dense_one(monkeypatch, name, more):
+    monkeypatch.setenv("SPARSEPO_ROWS", "triton")
+    found, expected = (
+        outcome(scorer, 3, [3, 1, 2, 4], get_objective(name), **more) for scorer in (FusedScorer(), DenseScorer())
+    )
+    assert_same(found, expected, 1e-5)
+
+
+@needs_triton
+def test_a_frozen_head_with_triton_rows_gets_the_dense_gradient(monkeypatch):
+    monkeypatch.setenv("SPARSEPO_ROWS", "triton")
+    gradients = []
+    for scorer in (FusedScorer(), DenseScorer()):
+        leaves, inputs = problem(4, [3, 2])
+        leaves["weight"].requires_grad_(False)
+        scorer(inputs, get_objective("tdpo2"), True).loss.backward()
+        gradients.append(leaves["hidden"].grad)
+    assert torch.allclose(*gradients, rtol=1e-5, atol=1e-6)
 
 
 COMPILE = """
