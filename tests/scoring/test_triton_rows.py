@@ -23,6 +23,7 @@ from sparsepo.scoring.triton_rows import (
     triton_logit_gradient,
     triton_row_statistics,
 )
+
 from .test_fused import assert_same, outcome, problem
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
