@@ -26,7 +26,8 @@ from .results import Results
 from .rows import RowBuffers, RowStatistics, joined
 
 # Rows of the reference that share the memory with a pair's: fewer cost products some speed
-_TILE_ROWS, _LEAST_TILE_ROWS = 128, 32
+_LEAST_TILE_ROWS = 32
+_TILE_ROWS, _TILE_ROWS_ON_GPUS = 128, 1024
 
 
 @dataclass
@@ -55,6 +56,11 @@ class Work:
     def projects_reference(self) -> bool:
         """Whether rows go through the reference's head."""
         return self.reference_hidden is not None and self.reference_head is not None
+
+    @property
+    def tile_rows(self) -> int:
+        """Rows of logits of a tile, where memory allows them."""
+        return _TILE_ROWS if self.hidden.device.type == "cpu" else _TILE_ROWS_ON_GPUS
 
     @property
     def needs_gradient(self) -> bool:
@@ -197,7 +203,7 @@ def _directed(work: Work, results: Results, group: _Group, room: int) -> None:
     whole = not work.head_is_frozen
     tile = room
     if work.projects_reference:
-        tile = max(1, min(_TILE_ROWS, room - len(index) if whole else room // 2))
+        tile = max(1, min(work.tile_rows, room - len(index) if whole else room // 2))
     policy = work.policy_rows(index) if whole else None
     found = []
     for first in range(0, max(len(index), 1), tile):
@@ -252,7 +258,7 @@ def _moments(work: Work, results: Results, group: _Group, room: int) -> None:
     """Rows need not wait for the objective: their means of head rows are enough."""
     assert work.grad_hidden is not None
     index, weight = group.index, work.head.weight
-    tile = max(1, min(2 * _TILE_ROWS, room // 2))
+    tile = max(1, min(2 * work.tile_rows, room // 2))
     expected = torch.empty_like(work.grad_hidden[index])
     reference_expected = None if work.expected_weight is None else work.expected_weight[index]
     if reference_expected is None and work.projects_reference and work.need_kl:
