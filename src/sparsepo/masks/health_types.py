@@ -99,7 +99,7 @@ class Reading:
     Args:
         step, max_steps: of the run.
         sums: mask → its sums.
-        gradient: mask → largest absolute gradient of its head's parameters in these steps; empty where none is trained.
+        gradient: mask → largest absolute gradient of its head in these steps; empty where none is trained.
         held: whether the head was not to move in some of these steps.
         log_ratio: largest |log-ratio| of a response token: 0 while policy and reference are the same.
         differing: processes whose head differs from the first one's.

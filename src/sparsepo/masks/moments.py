@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -16,13 +17,14 @@ SCALARS = ("tokens", "responses", "sum", "squares", "zeros", "dead", "at_limit",
 GROUPINGS = {
     "start": "the token's position in the response",
     "end": "the token's distance from the end of the response",
-    "relative": "the token's relative position in the response",
     "sequence": "the token's position in the whole sequence",
+    "relative": "the token's relative position in the response",
     "length": "the length of the response",
 }
 _EXACT = 16  # positions with a bin of their own; beyond, this many bins an octave
 _PER_OCTAVE = 8
-BINS = _EXACT + 13 * _PER_OCTAVE  # up to 2^17 tokens
+_LONGEST = 1 << 17  # tokens
+BINS = _EXACT + 13 * _PER_OCTAVE  # up to _LONGEST
 _RELATIVE_BINS = 32
 SIZE = len(SCALARS) + 2 * len(GROUPINGS) * BINS  # entries of a vector of sums
 
@@ -33,6 +35,12 @@ def position_bins(values: Tensor) -> Tensor:
     octaves = torch.log2(value.clamp(min=_EXACT).double() if value.device.type != "mps" else value.clamp(min=_EXACT))
     coarse = _EXACT + ((octaves - math.log2(_EXACT)) * _PER_OCTAVE).floor().long()
     return torch.where(value < _EXACT, value.long(), coarse).clamp(max=BINS - 1)
+
+
+@lru_cache(maxsize=16)
+def _bin_table(device: torch.device) -> Tensor:
+    """Bins of 0 … 2^17."""
+    return position_bins(torch.arange(_LONGEST + 1, device=device))
 
 
 class TokenGroups:
@@ -49,22 +57,23 @@ class TokenGroups:
         self.weight = response_mask * self.row_weight[:, None]  # (B, T)
         self.lengths = response_mask.sum(-1)  # (B,)
         length = self.lengths[:, None]
-        from_start = response_mask.cumsum(-1) - 1
-        bins = (
-            position_bins(from_start),
-            position_bins(length - 1 - from_start),
-            (from_start.clamp(min=0) * _RELATIVE_BINS // length.clamp(min=1)).clamp(max=_RELATIVE_BINS - 1),
-            position_bins(sequence_position),
-            position_bins(length).expand_as(response_mask),
-        )
+        count = response_mask.cumsum(-1)
+        from_start = (count - 1).clamp_(min=0)
+        relative = (from_start * _RELATIVE_BINS).div_(length.clamp(min=1), rounding_mode="floor")
+        table = _bin_table(response_mask.device)
+        positions = torch.stack([from_start, length - count, sequence_position]).clamp_(max=_LONGEST)
+        bins = torch.cat([table[positions], relative[None]])
         offset = BINS * torch.arange(len(bins), device=response_mask.device)
-        self.index = (torch.stack(bins) + offset[:, None, None]).flatten()  # (groupings · B · T,)
+        self.index = bins.add_(offset[:, None, None]).flatten()  # (groupings by token · B · T,)
+        self.length_index = table[self.lengths.clamp(max=_LONGEST)]
         self.counts = self._by_group(self.weight)
 
     def _by_group(self, values: Tensor) -> Tensor:
         """Σ of token values in each bin of each grouping, (groupings · BINS,)."""
-        zero = torch.zeros(len(GROUPINGS) * BINS, dtype=values.dtype, device=values.device)
-        return zero.index_add_(0, self.index, values.expand(len(GROUPINGS), -1, -1).flatten())
+        by_token = values.new_zeros((len(GROUPINGS) - 1) * BINS)
+        by_token.index_add_(0, self.index, values.flatten().repeat(len(GROUPINGS) - 1))
+        by_length = values.new_zeros(BINS).index_add_(0, self.length_index, values.sum(-1))
+        return torch.cat([by_token, by_length])
 
     def sums_of(self, mask: Tensor, limit: float | None = None) -> Tensor:
         """The vector of sums of one mask.

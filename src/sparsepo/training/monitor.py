@@ -53,6 +53,7 @@ class MaskMonitor(TrainerCallback):
         self.stopped: dict[str, Any] | None = None  # step and reason
         self._restored = False
         self._has_acted = False  # on stopped
+        self._heads: dict[str, list[torch.nn.Parameter]] | None = None
         self._forget_sums()
 
     def _forget_sums(self) -> None:
@@ -108,21 +109,31 @@ class MaskMonitor(TrainerCallback):
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Note the largest gradient of each head, and whether it may move."""
-        named = [(name, p) for name, p in self.masker.named_parameters() if p.requires_grad]
         if "no_gradient" not in self.health.profile.signatures:
             return
-        own = {id(p) for _, p in named}
+        if self._heads is None:
+            self._heads = self._trained_heads()
+        own = {id(p) for parameters in self._heads.values() for p in parameters}
         rates = [
-            group["lr"] for group in kwargs["optimizer"].param_groups if any(id(p) in own for p in group["params"])
+            group["lr"] for group in kwargs["optimizer"].param_groups if not own.isdisjoint(map(id, group["params"]))
         ]
         self._held |= not any(rates) or state.global_step < held_steps(args)
-        for name, parameter in named:
-            if parameter.grad is None or not parameter.numel():
-                continue
-            mask = head_of(name, dict(self.health.profile.masks))
-            gradient = parameter.grad.to_local() if hasattr(parameter.grad, "to_local") else parameter.grad
-            largest = gradient.detach().abs().amax() if gradient.numel() else gradient.new_zeros(())
-            self._gradient[mask] = torch.maximum(self._gradient[mask], largest) if mask in self._gradient else largest
+        for mask, parameters in self._heads.items():
+            gradients = [
+                p.grad.to_local() if hasattr(p.grad, "to_local") else p.grad for p in parameters if p.grad is not None
+            ]
+            if gradients:
+                # one pass; the 2-norm is zero where all are
+                size = torch.nn.utils.get_total_norm(gradients)
+                self._gradient[mask] = torch.maximum(self._gradient[mask], size) if mask in self._gradient else size
+
+    def _trained_heads(self) -> dict[str, list[torch.nn.Parameter]]:
+        """Parameters of the masker that are trained, by mask."""
+        heads: dict[str, list[torch.nn.Parameter]] = {}
+        for name, parameter in self.masker.named_parameters():
+            if parameter.requires_grad:
+                heads.setdefault(head_of(name, dict(self.health.profile.masks)), []).append(parameter)
+        return heads
 
     # ---- reading, where Trainer logs: collective ----
 
@@ -245,6 +256,7 @@ class MaskMonitor(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """A new run forgets what an earlier one saw; a resumed one goes on."""
         self._forget_sums()
+        self._heads = None
         self.stopped, self._has_acted = None, False
         if not self._restored or state.global_step == 0:
             self.health.reset()
