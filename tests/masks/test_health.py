@@ -223,8 +223,8 @@ def test_zero_gradient_counts_once_the_policy_has_moved_and_the_mask_may():
 
 
 def test_missing_sparsity_is_judged_after_half_of_the_training_that_asks_for_it():
-    for free, first in ((0, 50), (40, 70)):
-        monitor = health(l1={"reward": 0.1}, free_steps=free)
+    for free, first in (((), 50), ((40,), 70), ((0.1, 30), 70)):
+        monitor = health(l1={"reward": 0.1}, free=free)
         for step in range(1, 100):
             monitor.read(reading(step, good(step)))
         assert [(f.name, f.since) for f in monitor.findings] == [("no_sparsity", first)]

@@ -40,6 +40,8 @@ class Advice:
         if self.l1.get(mask):
             return f"lower mask_l1_{mask} ({self.l1[mask]:g} → {self.l1[mask] / 3:.2g})"
         target = self.target.get(mask)
+        if target and self.gate == "topk":
+            return f"raise mask_topk_share ({1 - target:.2g} → {2 * (1 - target):.2g})"
         return f"lower mask_target_sparsity ({target:g} → {target / 2:.2g})" if target else None
 
     def _from_ones(self) -> str | None:
@@ -66,7 +68,7 @@ class Advice:
     def _no_sparsity(self, mask: str) -> str:
         faster = f"raise mask_learning_rate ({self.learning_rate:g} → {self.learning_rate * 3:.2g})"
         if self.target.get(mask):
-            return _sentence(faster)
+            return "Lower mask_sparsity_warmup, so that the controller has more of the training."
         weight = self.l1.get(mask) or 0.0
         other = "choose another mask_gate (sigmoid makes no zeros)" if self.gate == "sigmoid" else None
         return _sentence(self._joined(other, f"raise mask_l1_{mask} ({weight:g} → {weight * 10:.2g})", faster))

@@ -180,7 +180,7 @@ class MaskHealth:
 
     def _done(self, reading: Reading) -> float:
         """Share of the training that is behind, without the steps in which the mask is not expected to change."""
-        free = self.profile.free_steps
+        free = self.profile.free_steps(reading.max_steps)
         return (reading.step - free) / max(1, reading.max_steps - free)
 
     def _saturated(self, reading: Reading, mask: str, sums: MaskSums) -> str | bool | None:

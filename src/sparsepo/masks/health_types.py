@@ -63,6 +63,11 @@ class HealthLimits:
     patience: int = 2
 
 
+def in_steps(period: float, max_steps: int) -> float:
+    """A number of steps, given as such or (below 1) as a share of the training."""
+    return period * max_steps if period < 1 else period
+
+
 @dataclass(frozen=True)
 class HealthProfile:
     """What the run asks of its masks.
@@ -74,7 +79,8 @@ class HealthProfile:
         advice: which settings to name.
         l1: mask → L1 weight as set; 0 if none.
         target: mask → target share of zeros, or None.
-        free_steps: steps at the start that ask for no sparsity yet (held masks, L1 warm-up).
+        free: periods at the start that ask for no sparsity yet (held masks, warm-ups): steps, or below 1 shares of the
+            training.
         limit: upper limit of the gate, or None.
     """
 
@@ -84,8 +90,12 @@ class HealthProfile:
     advice: Advice
     l1: Mapping[str, float] = field(default_factory=dict)
     target: Mapping[str, float | None] = field(default_factory=dict)
-    free_steps: int = 0
+    free: tuple[float, ...] = ()
     limit: float | None = None
+
+    def free_steps(self, max_steps: int) -> float:
+        """Steps at the start that ask for no sparsity yet."""
+        return sum(in_steps(period, max_steps) for period in self.free)
 
     def asks_sparsity(self, mask: str) -> bool:
         """Whether an L1 weight or a target asks this mask for zeros."""

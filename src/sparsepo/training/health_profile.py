@@ -6,7 +6,7 @@ from typing import Any
 
 from sparsepo.masks import Masker
 from sparsepo.masks.advice import Advice
-from sparsepo.masks.health_types import COMPUTED_SIGNATURES, GIVEN_SIGNATURES, SIGNATURES, HealthProfile
+from sparsepo.masks.health_types import COMPUTED_SIGNATURES, GIVEN_SIGNATURES, SIGNATURES, HealthProfile, in_steps
 
 BOUNDED_GATES = ("clamped", "sigmoid", "binary", "hard_concrete", "gumbel_sigmoid")  # to [0, 1]
 
@@ -25,10 +25,10 @@ def health_profile(config: Any, beta: float, masker: Masker, learning_rate: floa
         return None
     trained = masker.is_trainable
     signatures = SIGNATURES if trained else GIVEN_SIGNATURES if masker.kind == "data" else COMPUTED_SIGNATURES
-    l1 = {mask: float(getattr(config, f"mask_l1_{mask}", None) or 0.0) for mask in masks}
+    l1 = {mask: _number(config, f"mask_l1_{mask}") for mask in masks}
     target = {mask: _target(config, masker, mask) for mask in masks}
     if masks == {"reward": "the common mask"}:  # either weight or target acts on the one mask
-        l1 = {"reward": l1["reward"] or float(getattr(config, "mask_l1_kl", None) or 0.0)}
+        l1 = {"reward": l1["reward"] or _number(config, "mask_l1_kl")}
     return HealthProfile(
         masks=masks,
         signatures=signatures,
@@ -44,7 +44,7 @@ def health_profile(config: Any, beta: float, masker: Masker, learning_rate: floa
         ),
         l1=l1,
         target=target,
-        free_steps=free_steps(config),
+        free=free_periods(config, any(target.values())),
         limit=_limit(masker),
     )
 
@@ -58,14 +58,21 @@ def monitored_masks(masker: Masker) -> dict[str, str]:
     return {"reward": "the reward mask", "kl": "the KL mask"}
 
 
-def held_steps(config: Any) -> int:
+def held_steps(config: Any, max_steps: int) -> float:
     """Steps at the start in which the mask is held."""
-    return int(getattr(config, "mask_hold_steps", None) or 0)
+    return in_steps(_number(config, "mask_hold_steps"), max_steps)
 
 
-def free_steps(config: Any) -> int:
-    """Steps at the start that ask for no sparsity yet: the mask is held, or the L1 weight still grows."""
-    return held_steps(config) + int(getattr(config, "mask_l1_warmup_steps", None) or 0)
+def free_periods(config: Any, has_target: bool) -> tuple[float, ...]:
+    """Periods at the start that ask for no sparsity yet: the mask is held, the L1 weight or the target still rises."""
+    rise = _number(config, "mask_sparsity_warmup", 0.5) if has_target else _number(config, "mask_l1_warmup")
+    return _number(config, "mask_hold_steps"), rise
+
+
+def _number(config: Any, name: str, default: float = 0.0) -> float:
+    """A setting, which an older or another config may lack."""
+    value = getattr(config, name, None)
+    return default if value is None else float(value)
 
 
 def head_of(name: str, masks: dict[str, str]) -> str:
@@ -75,9 +82,12 @@ def head_of(name: str, masks: dict[str, str]) -> str:
 
 
 def _target(config: Any, masker: Masker, mask: str) -> float | None:
-    common = getattr(config, "mask_target_sparsity", None)
+    """Share of zeros that is asked of a mask, by a controller or by the gate itself."""
+    share = getattr(getattr(masker, "gate", None), "share", None)
+    if share is not None:  # topk keeps this share of every response
+        return 1 - float(share)
     own = getattr(config, f"mask_target_sparsity_{mask}", None)
-    value = own if own is not None else common
+    value = own if own is not None else getattr(config, "mask_target_sparsity", None)
     return None if value is None else float(value)
 
 

@@ -117,7 +117,7 @@ class MaskMonitor(TrainerCallback):
         rates = [
             group["lr"] for group in kwargs["optimizer"].param_groups if not own.isdisjoint(map(id, group["params"]))
         ]
-        self._held |= not any(rates) or state.global_step < held_steps(args)
+        self._held |= not any(rates) or state.global_step < held_steps(args, state.max_steps)
         for mask, parameters in self._heads.items():
             gradients = [
                 p.grad.to_local() if hasattr(p.grad, "to_local") else p.grad for p in parameters if p.grad is not None
