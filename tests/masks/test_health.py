@@ -191,11 +191,11 @@ def names(found: MaskHealth) -> set[str]:
 def test_a_finding_appears_once_and_clears_once():
     monitor = health()
     events = []
-    for step in range(1, 13):
+    for step in range(1, 15):
         mask = torch.zeros(30, 40) if 4 <= step <= 8 else good(step)
         events += monitor.read(reading(step, mask))
     collapse = [(e["event"], e["step"], e["since"]) for e in events if e["name"] == "collapse"]
-    assert collapse == [("appeared", 5, 4), ("cleared", 10, 4)]
+    assert collapse == [("appeared", 5, 4), ("cleared", 12, 4)]
     assert events == monitor.history
     assert monitor.findings == []
     message = next(e["message"] for e in events if e["name"] == "collapse")
@@ -274,7 +274,7 @@ def test_flicker_needs_two_comparisons():
     monitor.read_stability(30, 20, {"reward": Stability(0.2, None, 400)})
     assert names(monitor) == {"flicker"}
     assert "rank correlation 0.20" in monitor.findings[0].message
-    for step in (40, 50):
+    for step in (40, 50, 60, 70):
         monitor.read_stability(step, step - 10, {"reward": Stability(0.9, 0.8, 400)})
     assert names(monitor) == set()
 

@@ -62,7 +62,8 @@ class Advice:
         return _sentence(change) if self.recovers else f"Start again, a mask of zeros does not come back: {change}."
 
     def _no_gradient(self, mask: str) -> str:
-        change = self._joined(self._from_ones(), self._lower_pressure(mask), self._lower_rate())
+        gate = "choose another mask_gate (clamped has no gradient at either limit)" if self.gate == "clamped" else None
+        change = self._joined(gate, self._from_ones(), self._lower_pressure(mask), self._lower_rate())
         return f"Start again, it cannot recover: {change}."
 
     def _no_sparsity(self, mask: str) -> str:
@@ -108,8 +109,11 @@ class Advice:
         if self.kind != "learned":
             return "As it stands the mask only scales β: use objective=tdpo1 instead, or another mask."
         faster = f"raise mask_learning_rate ({self.learning_rate:g} → {self.learning_rate * 3:.2g})"
-        other = f"choose another mask_gate (it is {self.gate})" if self.gate not in (None, "relu") else None
-        return _sentence(self._joined(other, faster, self._from_ones()))
+        if self.gate in (None, "relu"):
+            return _sentence(self._joined(faster, self._from_ones()))
+        zeros = None if self.target.get(mask) else "ask for zeros with mask_target_sparsity"
+        other = f"choose another mask_gate (it is {self.gate})"
+        return _sentence(self._joined(zeros, other, None if self.gate == "clamped" else faster))
 
     def _non_finite(self, mask: str) -> str:
         if self.kind == "learned":

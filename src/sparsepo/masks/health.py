@@ -117,7 +117,7 @@ class MaskHealth:
                 self.history.append({"event": "appeared", "step": step, **asdict(watch.finding)})
         else:
             watch.run = min(watch.run, 0) - 1
-            if watch.run <= -patience and watch.finding is not None:
+            if watch.run <= -self.limits.patience_to_clear and watch.finding is not None:
                 self.history.append({"event": "cleared", "step": step, **asdict(watch.finding)})
                 watch.finding = None
 

@@ -43,7 +43,8 @@ class HealthLimits:
         no_spread: standard deviation over mean of a mask without differences.
         at_limit: share of masks at the gate's upper limit.
         rank_correlation, kept_overlap: between two evaluations.
-        patience: readings in a row that it takes to believe a failure, or its end.
+        patience: readings in a row that it takes to believe a failure.
+        patience_to_clear: the same for its end.
     """
 
     collapsed_zeros: float = 0.99
@@ -61,6 +62,7 @@ class HealthLimits:
     rank_correlation: float = 0.3
     kept_overlap: float = 0.3
     patience: int = 2
+    patience_to_clear: int = 4
 
 
 def in_steps(period: float, max_steps: int) -> float:

@@ -169,8 +169,10 @@ class MaskMonitor(TrainerCallback):
 
     def _gathered(self) -> tuple[dict[str, float], tuple[int, ...]]:
         """Largest |log-ratio| and gradients over all processes, and which processes' heads differ from the first's."""
-        names = ["log_ratio", *sorted(self._gradient)]
-        values = [torch.as_tensor(self._log_ratio), *(self._gradient[name] for name in names[1:])]
+        names = ["log_ratio", *self.masks]  # the same on every process, also where a head has no gradient or no shard
+        values = [
+            torch.as_tensor(x) for x in (self._log_ratio, *(self._gradient.get(mask, -1.0) for mask in self.masks))
+        ]
         device = self.accelerator.device
         dtype = torch.float32 if device.type == "mps" else torch.float64
         local = torch.stack([value.detach().to(device, dtype) for value in values])
@@ -181,7 +183,8 @@ class MaskMonitor(TrainerCallback):
         everywhere = self.accelerator.gather(local[None])
         prints = everywhere[:, len(names) :]
         differing = (prints != prints[0]).any(1).nonzero().flatten().tolist() if several else []
-        return dict(zip(names, everywhere[:, : len(names)].amax(0).tolist(), strict=True)), tuple(differing)
+        largest = dict(zip(names, everywhere[:, : len(names)].amax(0).tolist(), strict=True))
+        return {name: value for name, value in largest.items() if value >= 0 or value != value}, tuple(differing)
 
     def end_evaluation(
         self, prefix: str, metrics: Mapping[str, float], training: Mapping[str, float] | None, step: int
