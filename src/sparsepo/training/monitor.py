@@ -19,12 +19,13 @@ from transformers import TrainerCallback
 from sparsepo.masks import Masker
 from sparsepo.masks.health import MaskHealth
 from sparsepo.masks.health_types import HealthProfile, Reading
-from sparsepo.masks.moments import SIZE, MaskSums, TokenGroups
+from sparsepo.masks.moments import SIZE, MaskSums
 from sparsepo.masks.stability import fingerprint
-from sparsepo.objectives import PairScores, TokenScores
+from sparsepo.objectives import PairScores
 
 from .health_profile import head_of, held_steps
 from .held_out import HeldOutMasks, overfit_gap
+from .mask_collector import MaskCollector, masks_of
 
 logger = logging.getLogger(__name__)
 
@@ -51,56 +52,35 @@ class MaskMonitor(TrainerCallback):
         self.path = Path(output_dir) / HEALTH_FILE
         self.held_out = HeldOutMasks(tuple(profile.masks))
         self.stopped: dict[str, Any] | None = None  # step and reason
+        self._collector = MaskCollector(tuple(profile.masks), profile.limit)
         self._restored = False
         self._has_acted = False  # on stopped
         self._heads: dict[str, list[torch.nn.Parameter]] | None = None
         self._forget_sums()
 
     def _forget_sums(self) -> None:
-        self._sums: Tensor | None = None  # (masks, SIZE) since the last log
-        self._start: Tensor | None = None  # the same of the first step
-        self._log_ratio: Tensor | float = 0.0
+        self._collector.reset()
         self._gradient: dict[str, Tensor] = {}
         self._held = False
 
     # ---- collecting ----
 
-    @torch.no_grad()
-    def collect(
-        self,
-        mode: str,
-        scores: PairScores,
-        weight: Tensor,
-        sequence_position: Tensor,
-        identity: Tensor,
-        step: int,
-    ) -> None:
-        """Add a batch of P pairs.
+    def collect(self, scores: PairScores, weight: Tensor, sequence_position: Tensor, step: int) -> None:
+        """Add a training batch of P pairs.
 
         Args:
-            mode: ``train`` or ``eval``.
             scores: with masks.
             weight: weight of each pair, (P,).
             sequence_position: index of each target token in its unpadded sequence, (2P, T).
-            identity: of each sequence, chosen first, int64, (2P,).
             step: optimiser steps made before this one.
         """
+        self._collector.add(scores, weight, sequence_position, is_first=step == 0)
+
+    def collect_held_out(self, scores: PairScores, weight: Tensor, identity: Tensor) -> None:
+        """Keep what belongs to the sample from an evaluation batch of P pairs; ``identity`` of each sequence, (2P,)."""
         sides = (scores.chosen, scores.rejected)
         response = torch.cat([side.response_mask for side in sides])
-        masks = masks_of(sides, self.masks)
-        if mode == "eval":
-            self.held_out.collect(identity, weight, response, masks)
-            return
-        groups = TokenGroups(response, weight.repeat(2), sequence_position)
-        limit = self.health.profile.limit
-        found = torch.stack([groups.sums_of(mask, limit) for mask in masks.values()])
-        self._sums = found if self._sums is None else self._sums + found
-        if step == 0:
-            self._start = self._sums
-        if scores.chosen.ref_logps is not None:
-            for side in sides:
-                ratio = torch.where(side.response_mask, side.log_ratios().detach().abs(), 0).amax()
-                self._log_ratio = torch.maximum(ratio, torch.as_tensor(self._log_ratio).to(ratio))
+        self.held_out.collect(identity, weight, response, masks_of(sides, self.masks))
 
     @property
     def masks(self) -> tuple[str, ...]:
@@ -139,11 +119,12 @@ class MaskMonitor(TrainerCallback):
 
     def read(self, step: int, max_steps: int) -> dict[str, float]:
         """Judge what was added since the last log. A collective call; returns what to log."""
-        if self._sums is None:
+        collected = self._collector.sums()
+        if collected is None:
             return {}
-        if self._start is not None:
-            self._set_start(self._start)
-        sums = self._reduced(self._sums)
+        if self._collector.start is not None:
+            self._set_start(self._collector.start)
+        sums = self._reduced(collected)
         gradients, differing = self._gathered()
         reading = Reading(
             step,
@@ -171,7 +152,8 @@ class MaskMonitor(TrainerCallback):
         """Largest |log-ratio| and gradients over all processes, and which processes' heads differ from the first's."""
         names = ["log_ratio", *self.masks]  # the same on every process, also where a head has no gradient or no shard
         values = [
-            torch.as_tensor(x) for x in (self._log_ratio, *(self._gradient.get(mask, -1.0) for mask in self.masks))
+            torch.as_tensor(x)
+            for x in (self._collector.log_ratio(), *(self._gradient.get(mask, -1.0) for mask in self.masks))
         ]
         device = self.accelerator.device
         dtype = torch.float32 if device.type == "mps" else torch.float64
@@ -286,20 +268,6 @@ class MaskMonitor(TrainerCallback):
             self.health.load_state(memory["health"])
             self.held_out.load_state(memory["held_out"])
             self._restored = True
-
-
-def masks_of(sides: tuple[TokenScores, TokenScores], masks: tuple[str, ...]) -> dict[str, Tensor]:
-    """Monitored masks of both sides, (2P, T) each."""
-    found = {}
-    for name in masks:
-        parts = [side.reward_mask if name == "reward" else side.kl_mask for side in sides]
-        found[name] = torch.cat(
-            [
-                torch.ones_like(side.policy_logps) if part is None else part.detach()
-                for side, part in zip(sides, parts, strict=True)
-            ]
-        )
-    return found
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

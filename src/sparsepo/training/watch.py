@@ -52,9 +52,13 @@ class MaskWatch:
     def _watch(self, mode: str, inputs: dict[str, Any], scores: PairScores, weight: Tensor) -> None:
         """Look at the masks of a batch."""
         monitor = self.mask_monitor
-        if monitor is not None and self.is_in_train:
+        if monitor is None or not self.is_in_train:
+            return
+        if mode == "train":
             position = token_positions(inputs["attention_mask"])[:, 1:]
-            monitor.collect(mode, scores, weight, position, row_identity(inputs), self.state.global_step)
+            monitor.collect(scores, weight, position, self.state.global_step)
+        else:
+            monitor.collect_held_out(scores, weight, row_identity(inputs))
 
     def _read_monitor(self) -> dict[str, float]:
         """What the monitor adds to a log. A collective call."""
