@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import re
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from datasets import Dataset
 
 from sparsepo import LearnedMask, SparsePOConfig, SparsePOTrainer
 from sparsepo.masks import Masker, MaskInputs
+from sparsepo.masks.advice import Advice
 from sparsepo.masks.health_types import COMPUTED_SIGNATURES, SIGNATURES
 from sparsepo.training.monitor import HEALTH_FILE, MaskMonitor
 from sparsepo.training.settings import resolve_settings
@@ -343,6 +346,21 @@ def test_a_resumed_run_sees_what_an_uninterrupted_one_sees(tmp_path, rows, held_
 
 
 # ---- settings ----
+
+_FIELDS = {field.name for field in fields(SparsePOConfig)}
+_GATES = ("relu", "clamped", "sigmoid", "topk") if "mask_gate" in _FIELDS else (None,)
+
+
+@pytest.mark.parametrize("kind", ["learned", "activation", "random", "data", "given"])
+@pytest.mark.parametrize("gate", _GATES)
+def test_advice_names_settings_that_exist(kind, gate):
+    target = {"reward": 0.5, "kl": None} if gate else {}
+    advice = Advice(kind, 1e-3, "published", {"reward": 0.0, "kl": 0.1}, target, gate)
+    for name in SIGNATURES:
+        for mask in ("reward", "kl"):
+            sentence = advice.on(name, mask)
+            assert sentence.endswith(".")
+            assert set(re.findall(r"\b(?:mask|ddp)_\w+", sentence)) <= _FIELDS
 
 
 def test_the_setting_is_refused_where_nothing_reads_it():

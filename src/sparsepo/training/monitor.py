@@ -151,10 +151,8 @@ class MaskMonitor(TrainerCallback):
     def _gathered(self) -> tuple[dict[str, float], tuple[int, ...]]:
         """Largest |log-ratio| and gradients over all processes, and which processes' heads differ from the first's."""
         names = ["log_ratio", *self.masks]  # the same on every process, also where a head has no gradient or no shard
-        values = [
-            torch.as_tensor(x)
-            for x in (self._collector.log_ratio(), *(self._gradient.get(mask, -1.0) for mask in self.masks))
-        ]
+        gradients = (self._gradient.get(mask, -1.0) for mask in self.masks)
+        values = [torch.as_tensor(value) for value in (self._collector.log_ratio(), *gradients)]
         device = self.accelerator.device
         dtype = torch.float32 if device.type == "mps" else torch.float64
         local = torch.stack([value.detach().to(device, dtype) for value in values])
