@@ -241,3 +241,15 @@ def test_wrong_calls_say_what_to_do(
     assert said in result.err
     assert "Traceback" not in result.err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_run_that_the_health_monitor_ends_is_no_success(
+    sparsepo: Call, tmp_path: Path, model_folder: Path, pairs_file: Path
+) -> None:
+    out = tmp_path / "out"
+    flags = ("--max_steps=4", "--mask_l1_reward=1e-6", "--mask_on_failure=stop")
+    result = train(sparsepo, model_folder, pairs_file, out, *flags)
+    assert result.status == 1
+    assert "mask_on_failure=stop ended training at step 3: only 0 % of the common mask is zero" in result.err
+    assert (out / "checkpoint-3" / "mask" / "mask.json").is_file()
+    assert not (out / "train_summary.json").exists()

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from safetensors.torch import save_file
+from transformers import TrainerCallback
 
 from sparsepo import SparsePOTrainer
 from tests.support import perturbed, tiny_model
@@ -48,12 +49,30 @@ CASES: dict[str, tuple[int, dict[str, Any]]] = {
     "streaming": (11, {**_SGD, "mask_learning_rate": 0.5, "mask_dropout": 0.3, "streaming": True, "max_steps": 6}),
 }
 
+# cases of the health monitor; "tampered" changes the head on one process only, as nothing should
+HEALTH_CASES: dict[str, tuple[int, dict[str, Any]]] = {
+    "sums": (11, {**_SGD, "mask_sharing": "independent", "mask_l1_reward": 0.1, "gradient_accumulation_steps": 2}),
+    "tampered": (9, {**_SGD, "mask_on_failure": "stop", "max_steps": 6, "tamper": 2}),
+}
+
+
+class Tamper(TrainerCallback):
+    """Moves the last process's mask head after a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        if state.global_step == self.step and args.process_index == 1:
+            with torch.no_grad():
+                next(p for name, p in model.named_parameters() if name.endswith("layer_bias"))[0] += 1e-6
+
 
 def run_case(name: str, folder: Path, processes: int, rank: int = 0) -> SparsePOTrainer:
     """Train and evaluate one case; results go to ``folder/name-rank*``."""
-    count, settings = CASES[name]
+    count, settings = {**CASES, **HEALTH_CASES}[name]
     settings = {"max_steps": 4 if count == 11 else 3, **settings}
-    lora, streaming = settings.pop("lora", False), settings.pop("streaming", False)
+    lora, streaming, tamper = (settings.pop(name, False) for name in ("lora", "streaming", "tamper"))
     config = run_config(
         folder / f"{name}-{processes}",
         **settings,
@@ -71,6 +90,8 @@ def run_case(name: str, folder: Path, processes: int, rank: int = 0) -> SparsePO
         rows = rows.to_iterable_dataset(num_shards=2)  # accelerate would give each process one, of 6 and 5 rows
         sets = {name: part.to_iterable_dataset() for name, part in sets.items()}
     trainer = build(config, rows, lora=lora, eval_dataset=sets, **models)
+    if tamper:
+        trainer.add_callback(Tamper(tamper))
     trainer.train()
     write(trainer, folder / f"{name}-of{processes}-rank{rank}", trainer.evaluate())
     return trainer
@@ -85,7 +106,9 @@ def write(trainer: SparsePOTrainer, target: Path, metrics: dict[str, float]) -> 
     trainable = trainer.masker is not None and trainer.masker.is_trainable
     save_file(policy_state(trainer), f"{target}-policy.safetensors")
     save_file(mask_state(trainer) if trainable else {"none": torch.zeros(1)}, f"{target}-mask.safetensors")
-    content = {"log": logged(trainer), "metrics": metrics}
+    monitor = trainer.mask_monitor
+    health = None if monitor is None else {**monitor.content(), **monitor.health.state()}
+    content = {"log": logged(trainer), "metrics": metrics, "health": health}
     Path(f"{target}.json").write_text(json.dumps(content), encoding="utf-8")
 
 

@@ -77,6 +77,7 @@ TRAIN_HELP = HelpText(
             ("--mask_init", "ones, published or mapo"),
             ("--mask_learning_rate", "unset: 10 × learning_rate; also --mask_weight_decay, --mask_dropout"),
             ("--mask_l1_reward", "L1 weight, drives masks to zero; --mask_l1_kl"),
+            ("--mask_on_failure", "stop: end training when a mask fails; warn (default): only say so"),
             ("--mask_activation_groups", "activation masks: mlp attn resid logits"),
         ),
         "model": (("--model_name_or_path", "folder or hub id of the start (the SFT model)"), *_MODEL),

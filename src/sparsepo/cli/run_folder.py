@@ -15,7 +15,7 @@ from .base import CliError
 SUMMARY = "train_summary.json"
 # What a run leaves behind: found in a folder, they mean that a run lives there
 _TRACES = (SUMMARY, "sparsepo.json", "config.json", "adapter_config.json", "*.safetensors", "mask/mask.json")
-_OWN = (*_TRACES[:-1], "*.safetensors.index.json", "trainer_state.json")
+_OWN = (*_TRACES[:-1], "*.safetensors.index.json", "trainer_state.json", "mask_health.json")
 
 
 def checkpoints_in(folder: Path) -> list[Path]:

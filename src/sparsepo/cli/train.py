@@ -109,6 +109,7 @@ def _train(settings: TrainSettings, arguments: list[str]) -> None:
     trainer = _trainer(settings, name, tokenizer, sets)
     shorten_logs(trainer)
     trainer.train(resume_from_checkpoint=resume)
+    _refuse_stopped(trainer)
     _finish(trainer, settings, sets, arguments, console, time.time() - started)
 
 
@@ -160,6 +161,20 @@ def _trainer(settings: TrainSettings, name: str, tokenizer: Any, sets: Any) -> A
         processing_class=tokenizer,
         quantization_config=get_quantization_config(settings.model),
         peft_config=adapter_config(settings.model),
+    )
+
+
+def _refuse_stopped(trainer: Any) -> None:
+    """A run that the health monitor ended has no result to evaluate and save: say why, and where it can be resumed."""
+    monitor = trainer.mask_monitor
+    if monitor is None or monitor.stopped is None:
+        return
+    folder, step = trainer.args.output_dir, monitor.stopped["step"]
+    trainer.end()
+    raise CliError(
+        f"mask_on_failure=stop ended training at step {step}: {monitor.stopped['reason']}\n"
+        f"The run is in {folder}/checkpoint-{step}, the findings are in {folder}/mask_health.json; "
+        "--resume_from_checkpoint last goes on with it."
     )
 
 

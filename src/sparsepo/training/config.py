@@ -106,6 +106,13 @@ class SparsePOConfig(DPOConfig):
         None, "learned: gradient norm at which the mask head is clipped, apart from the policy. Unset: max_grad_norm."
     )
 
+    mask_on_failure: str | None = _setting(
+        None,
+        "What the mask health monitor does when a mask fails (docs/health.md): 'warn' (default), or 'stop': also save a "
+        "checkpoint and end training.",
+        ("warn", "stop"),
+    )
+
     # Scoring and data
     scorer: str = _setting(
         "auto",
@@ -149,6 +156,7 @@ class SparsePOConfig(DPOConfig):
         check_choice("mask_init", self.mask_init, ("ones", "published", "mapo"))
         check_choice("mask_layers", self.mask_layers, ("all", "last"))
         check_choice("mask_map", self.mask_map, ("linear", "two_layer"))
+        check_choice("mask_on_failure", self.mask_on_failure, ("warn", "stop"))
         check_choice("scorer", self.scorer, ("auto", "fused", "dense"), optional=False)
         check_choice("share_prefix", self.share_prefix, ("auto", "on", "off"), optional=False)
         check_number("scorer_memory_mib", self.scorer_memory_mib, above=0)

@@ -29,11 +29,11 @@ _LEARNED_ONLY = (
     "mask_max_grad_norm",
 )
 _READ_BY: dict[str, tuple[str, ...]] = {
-    "learned": ("mask_sharing", "mask_on", "mask_position", *_LEARNED_ONLY),
-    "activation": ("mask_on", "mask_position", "mask_activation_groups"),
+    "learned": ("mask_sharing", "mask_on", "mask_position", *_LEARNED_ONLY, "mask_on_failure"),
+    "activation": ("mask_on", "mask_position", "mask_activation_groups", "mask_on_failure"),
     "dense": (),
-    "random": ("mask_sharing", "mask_on", "mask_random_sparsity"),
-    "data": ("mask_on",),
+    "random": ("mask_sharing", "mask_on", "mask_random_sparsity", "mask_on_failure"),
+    "data": ("mask_on", "mask_on_failure"),
 }
 _ALL_MASK_SETTINGS = tuple(dict.fromkeys(name for names in _READ_BY.values() for name in names))
 _OBJECTIVE_ONLY = ("alpha", "gamma", "lam")
@@ -147,6 +147,8 @@ def _refuse_unread(config: SparsePOConfig, kind: str | None, mask: Masker | None
     read = set(_READ_BY[kind]) if kind and mask is None else set()
     if mask is not None and mask.is_trainable:
         read = set(_TRAINING_ONLY)
+    if mask is not None and kind != "dense":
+        read.add("mask_on_failure")
     for name in _ALL_MASK_SETTINGS:
         value = getattr(config, name)
         if value is not None and name not in read:

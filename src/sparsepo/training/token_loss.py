@@ -160,6 +160,7 @@ class TokenLoss:
             self._new_tokens = self._new_tokens + (inputs["attention_mask"].sum(-1) * weight.repeat(2)).sum().long()
         else:
             sums.add("loss", (step.scored.pair_loss.loss * weight).sum(), weight.sum())
+        self._watch(mode, inputs, step.scored.scores, weight)
 
     @torch.no_grad()
     def score(self, batch: dict[str, Any]) -> PairScores:
@@ -179,6 +180,10 @@ class TokenLoss:
         finally:
             if not self.is_in_train:
                 self._restore_forward()
+
+    def _watch(self, mode: str, inputs: dict[str, Any], scores: PairScores, weight: Tensor) -> None:
+        """The health monitor's: look at the masks of a batch."""
+        raise NotImplementedError
 
     def _fit_start(self) -> None:
         """The trainer's: whatever start the mask still lacks."""

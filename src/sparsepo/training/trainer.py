@@ -48,11 +48,12 @@ from .trl_bridge import (
     replace_reference_sync,
     versions,
 )
+from .watch import MaskWatch
 
 logger = logging.getLogger(__name__)
 
 
-class SparsePOTrainer(MaskCheckpoints, MaskOptimisation, TokenLoss, DPOTrainer):
+class SparsePOTrainer(MaskWatch, MaskCheckpoints, MaskOptimisation, TokenLoss, DPOTrainer):
     """Preference optimisation by token: SparsePO, MaPO, TDPO, DPO, SimPO and DPOP over one training loop.
 
     Takes what TRL's ``DPOTrainer`` takes, and a mask. To move a DPO script over, change the names of trainer and config.
@@ -132,6 +133,7 @@ class SparsePOTrainer(MaskCheckpoints, MaskOptimisation, TokenLoss, DPOTrainer):
         self.beta = self.objective.beta
         self._finish_models(args)
         self._set_up_mask(args, optimizers)
+        self._set_up_monitor()
 
     # ---- construction ----
 
@@ -255,8 +257,10 @@ class SparsePOTrainer(MaskCheckpoints, MaskOptimisation, TokenLoss, DPOTrainer):
     ) -> Any:
         """Adds the exact averages under the split's own prefix; ``loss`` replaces Trainer's average of batch means."""
         self._sums["eval"] = MetricSums()
+        self._begin_watched_evaluation(dataloader)
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         values = self._sums["eval"].drain(self.accelerator)
+        values |= self._end_watched_evaluation(metric_key_prefix, values)
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in values.items()})
         return output
 
@@ -267,6 +271,7 @@ class SparsePOTrainer(MaskCheckpoints, MaskOptimisation, TokenLoss, DPOTrainer):
             logs["num_tokens"] = self._count_tokens()
             if self.mask_grad_norm is not None:
                 logs["mask/grad_norm"] = self.mask_grad_norm
+            logs.update(self._read_monitor())
         super().log(logs, start_time)
 
     def _count_tokens(self) -> int:
