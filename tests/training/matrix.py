@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import heapq
 import random
-from dataclasses import astuple, dataclass
-from itertools import combinations, product
+from dataclasses import asdict, dataclass, replace
+from itertools import combinations, cycle, product
 from typing import Any
 
 import pytest
 from peft import LoraConfig
 
-from sparsepo.training.config import OBJECTIVE_NAMES
+from sparsepo.training.config import GATE_NAMES, OBJECTIVE_NAMES
 from tests.support import ARCHITECTURES
 
 # name → the settings that ask for the mask; "none" is that of objectives that read no mask
@@ -28,6 +28,9 @@ MASKS: dict[str, dict[str, Any]] = {
     "random": {"mask": "random", "mask_random_sparsity": 0.25},
     "data": {"mask": "data"},
 }
+# of learned masks; "-": of the others. Every gate meets every learned mask and way of training, not every architecture:
+# a gate never sees one, and the cases would double
+GATES = ("-", *GATE_NAMES)
 TUNING = ("full", "lora")
 CHECKPOINTING = (False, True)
 
@@ -47,17 +50,21 @@ class Case:
 
     objective: str
     mask: str
+    gate: str
     tuning: str
     architecture: str
     checkpointing: bool
 
     def __str__(self) -> str:
         checkpointing = "-checkpointing" if self.checkpointing else ""
-        return f"{self.objective}-{self.mask}-{self.tuning}-{self.architecture}{checkpointing}"
+        mask = self.mask if self.gate == "-" else f"{self.mask}-{self.gate}"
+        return f"{self.objective}-{mask}-{self.tuning}-{self.architecture}{checkpointing}"
 
     @property
     def is_valid(self) -> bool:
-        """Whether the objective reads this mask."""
+        """Whether the objective reads this mask, and the mask has a gate or none."""
+        if self.is_learned == (self.gate == "-"):
+            return False
         if self.objective == "sparsepo":
             return self.mask != "none"
         return self.mask == ("activation" if self.objective == "mapo" else "none")
@@ -69,13 +76,17 @@ class Case:
 
 
 def whole_product() -> list[Case]:
-    """All valid cases, in a fixed order; checkpointing is on in every fourth."""
+    """All valid cases but for gates, which go round, in a fixed order; checkpointing is on in every fourth."""
     plain = [
-        Case(objective, mask, tuning, architecture, False)
+        Case(objective, mask, "relu" if mask.startswith("learned") else "-", tuning, architecture, False)
         for objective, mask, tuning, architecture in product(OBJECTIVE_NAMES, MASKS, TUNING, ARCHITECTURES)
     ]
     valid = [case for case in plain if case.is_valid]
-    return [Case(*astuple(case)[:-1], index % 4 == 0) for index, case in enumerate(valid)]
+    gates = cycle(GATE_NAMES)
+    return [
+        replace(case, gate=next(gates) if case.is_learned else "-", checkpointing=index % 4 == 0)
+        for index, case in enumerate(valid)
+    ]
 
 
 def covering_set() -> list[Case]:
@@ -84,7 +95,7 @@ def covering_set() -> list[Case]:
     A case's gain (pairs not yet held) only ever falls, so that a heap of outdated gains finds the next best case.
     Ties go by a fixed shuffle, which spreads full training and LoRA evenly, and to the cases without checkpointing.
     """
-    cases = [Case(*values) for values in product(OBJECTIVE_NAMES, MASKS, TUNING, ARCHITECTURES, CHECKPOINTING)]
+    cases = [Case(*values) for values in product(OBJECTIVE_NAMES, MASKS, GATES, TUNING, ARCHITECTURES, CHECKPOINTING)]
     cases = [case for case in cases if case.is_valid]
     random.Random(0).shuffle(cases)
     cases.sort(key=lambda case: case.checkpointing)
@@ -105,8 +116,9 @@ def covering_set() -> list[Case]:
 
 
 def pairs_of(case: Case) -> set[tuple[Any, ...]]:
-    """Pairs of (factor, value) that a case holds."""
-    return set(combinations(enumerate(astuple(case)), 2))
+    """Pairs of (factor, value) that a case holds, but for gates with architectures."""
+    pairs = combinations(asdict(case).items(), 2)
+    return {pair for pair in pairs if {pair[0][0], pair[1][0]} != {"gate", "architecture"}}
 
 
 def lora(architecture: str, **settings: Any) -> LoraConfig:

@@ -40,6 +40,19 @@ CASES: dict[str, tuple[int, dict[str, Any]]] = {
     "random": (9, {"optim": "sgd", "learning_rate": 0.3, "mask": "random", "mask_random_sparsity": 0.5}),
     "data": (11, {"optim": "sgd", "learning_rate": 0.3, "mask": "data"}),
     "l1-anchor": (9, {**_SGD, "mask_l1_reward": 0.01, "mask_l1_kl": 0.02, "kl_anchor": 0.2}),
+    # of 9 rows the last batch has a row for one process only
+    "target-sparsity": (
+        9,
+        {
+            **_SGD,
+            "mask_sharing": "independent",
+            "mask_target_sparsity_reward": 0.5,
+            "mask_target_sparsity_kl": 0.3,
+            "mask_sparsity_warmup": 1,
+            "gradient_accumulation_steps": 2,
+        },
+    ),
+    "stochastic-gate": (11, {**_SGD, "mask_gate": "gumbel_sigmoid", "mask_learning_rate": 0.3}),
     "dense-scorer": (9, {**_SGD, "scorer": "dense"}),
     "last-layer": (11, {**_SGD, "mask_layers": "last"}),
     "mapo-start": (11, {**_SGD, "mask_init": "mapo", "mask_init_pairs": 5}),

@@ -395,7 +395,7 @@ def test_an_imported_published_mask_is_trained(tmp_path: Path, rows: Dataset) ->
             official[f"model.{head}.w_per_layer.{layer}.w.weight"] = 0.02 * torch.randn(1, 32, generator=generator)
             official[f"model.{head}.w_per_layer.{layer}.w.bias"] = torch.ones(1)
     mask = import_published_mask(official)
-    before = {name: value.clone() for name, value in mask.state_dict().items()}
+    before = {name: value.detach().clone() for name, value in mask.named_parameters()}
     trainer = saving(tmp_path, rows, mask=mask)
     assert trainer.masker is mask
     trainer.train()

@@ -22,7 +22,7 @@ from .parallel_cases import CASES, run_case
 from .running import assert_close, assert_same, moved, steps_of, without_clocks
 
 ROOT = Path(__file__).resolve().parents[2]
-DEFAULT = ("full-learned", "lora-independent", "full-activation", "streaming")
+DEFAULT = ("full-learned", "lora-independent", "full-activation", "streaming", "target-sparsity")
 LONG = tuple(name for name in CASES if name not in DEFAULT)
 
 

@@ -53,7 +53,7 @@ def run_config(folder: Path, **settings: Any) -> SparsePOConfig:
 def trainer_of(case: Case, folder: Path, rows: Dataset) -> SparsePOTrainer:
     settings: dict[str, Any] = dict(MASKS[case.mask]) if case.objective != "mapo" else {}
     if case.is_learned:
-        settings["mask_weight_decay"] = 0.0
+        settings |= {"mask_weight_decay": 0.0, "mask_gate": case.gate}
     config = run_config(folder, objective=case.objective, gradient_checkpointing=case.checkpointing, **settings)
     return SparsePOTrainer(
         tiny_model(case.architecture),
@@ -70,8 +70,11 @@ def copied(module: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 def has_no_gradient(case: Case, name: str) -> bool:
     """Keys' biases without rotary positions add the same number to all of a query's attention scores, which softmax
-    removes: OPT's gradient there is rounding alone."""
-    return case.architecture == "opt" and name.endswith("k_proj.bias")
+    removes: OPT's gradient there is rounding alone. Sparsemax and entmax do the same to what shifts all tokens alike."""
+    if case.architecture == "opt" and name.endswith("k_proj.bias"):
+        return True
+    shifts = ("layer_bias", "inner_bias", "norm.bias")
+    return case.gate in ("sparsemax", "entmax") and MASK_ATTRIBUTE in name and name.endswith(shifts)
 
 
 def check_changes(case: Case, trainer: SparsePOTrainer, before: dict[str, torch.Tensor]) -> None:

@@ -45,6 +45,34 @@ def test_sparsity_asked_for_switches_the_anchor_on():
     assert resolve_settings(config(mask_l1_reward=0.1, preset="published")).objective.kl_anchor == 0
 
 
+@pytest.mark.parametrize("settings", [{"mask_target_sparsity": 0.5}, {"mask_target_sparsity": 0.0, "mask_on": "kl"}])
+def test_so_does_a_target(settings):
+    assert resolve_settings(config(**settings)).objective.kl_anchor == 0.1
+    assert resolve_settings(config(**settings, kl_anchor=0.0)).objective.kl_anchor == 0
+    assert resolve_settings(config(**settings, preset="published")).objective.kl_anchor == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "targets"),
+    [
+        ({}, {}),
+        ({"mask_target_sparsity": 0.5}, {"shared": 0.5}),
+        ({"mask_target_sparsity": 0.5, "mask_sharing": "independent"}, {"reward": 0.5, "kl": 0.5}),
+        ({"mask_target_sparsity_kl": 0.5, "mask_sharing": "independent"}, {"kl": 0.5}),
+        ({"mask_target_sparsity": 0.5, "mask_on": "kl"}, {"kl": 0.5}),
+        ({"mask_target_sparsity_reward": 0.25, "mask_on": "reward"}, {"reward": 0.25}),
+    ],
+)
+def test_targets_go_to_the_heads_that_there_are(settings, targets):
+    assert resolve_settings(config(**settings)).target_sparsity == targets
+
+
+def test_gate_settings_reach_the_mask():
+    arguments = resolve_settings(config(mask_gate="entmax", mask_gate_temperature=0.3)).mask_arguments
+    assert arguments == {"init": "ones", "gate": "entmax", "gate_temperature": 0.3}
+    assert resolve_settings(config(mask_gate="topk", mask_topk_share=0.4)).mask_arguments["topk_share"] == 0.4
+
+
 def test_l1_of_a_common_mask_is_halved():
     common = resolve_settings(config(mask_l1_reward=0.001, mask_l1_kl=0.002)).objective
     assert (common.l1_reward, common.l1_kl) == (0.0005, 0.001)
@@ -79,6 +107,14 @@ def test_needs_follow_the_settings():
         ({"max_prompt_length": 512, "max_length": 512}, "leaves no room for a response"),
         ({"scorer": "quick"}, "scorer='quick' is not one of auto, fused, dense"),
         ({"preset": "paper"}, "preset='paper' is not one of published"),
+        ({"mask_gate": "softmax"}, "mask_gate='softmax' is not one of relu, clamped"),
+        ({"mask_gate_temperature": 0}, "mask_gate_temperature=0 must be above 0"),
+        ({"mask_target_sparsity": 1.0}, r"mask_target_sparsity=1.0 must lie in \[0, 1\)"),
+        ({"mask_hold_steps": 2.5}, "mask_hold_steps=2.5 must be a whole number of steps"),
+        (
+            {"mask_lr_scheduler_type": "reduce_lr_on_plateau"},
+            "mask_lr_scheduler_type='reduce_lr_on_plateau' is not one of",
+        ),
     ],
 )
 def test_bad_values_are_named_when_the_config_is_made(settings, message):
@@ -108,6 +144,24 @@ def test_bad_values_are_named_when_the_config_is_made(settings, message):
         ({"objective": "simpo", "label_smoothing": 0.1}, "has the sigmoid link without smoothing only"),
         ({"objective": "dpop", "loss_type": ["hinge"]}, "link='hinge' is not open to 'dpop'"),
         ({"objective": "dpo", "loss_type": ["ipo"], "label_smoothing": 0.1}, "has no meaning for link='ipo'"),
+        ({"mask_gate_temperature": 0.5}, "mask_gate_temperature=0.5 has no effect with mask_gate='relu'"),
+        (
+            {"mask_gate": "clamped", "mask_topk_share": 0.5},
+            "mask_topk_share=0.5 has no effect with mask_gate='clamped'",
+        ),
+        ({"mask": "random", "mask_gate": "relu"}, "mask_gate='relu' has no effect with mask='random'"),
+        ({"objective": "dpo", "mask_hold_steps": 3}, "mask_hold_steps=3 has no effect with objective='dpo'"),
+        ({"mask_gate": "normalised", "mask_l1_reward": 0.1}, "whose masks have mean 1"),
+        ({"mask_gate": "sigmoid", "mask_target_sparsity": 0.5}, "it has no exact zeros"),
+        ({"mask_gate": "topk", "mask_target_sparsity": 0.5}, "keeps mask_topk_share"),
+        ({"mask_target_sparsity_reward": 0.5}, "a common mask is one mask for reward and KL"),
+        (
+            {"mask_sharing": "independent", "mask_target_sparsity": 0.5, "mask_target_sparsity_kl": 0.4},
+            "sets both masks, and mask_target_sparsity_kl=0.4 one of them",
+        ),
+        ({"mask_on": "reward", "mask_target_sparsity_kl": 0.4}, "has no effect with mask_on='reward'"),
+        ({"mask_sparsity_warmup": 0.5}, "mask_sparsity_warmup=0.5 has no effect without mask_target_sparsity"),
+        ({"mask_l1_warmup": 0.5}, "mask_l1_warmup=0.5 has no effect without mask_l1_reward or mask_l1_kl"),
         ({"label_smoothing": 0.7}, r"label_smoothing=0.7 must lie in \[0, 0.5\)"),
     ],
 )

@@ -76,6 +76,8 @@ TRAIN_HELP = HelpText(
             ("--mask_on", "both, reward or kl"),
             ("--mask_init", "ones, published or mapo"),
             ("--mask_learning_rate", "unset: 10 × learning_rate; also --mask_weight_decay, --mask_dropout"),
+            ("--mask_gate", "relu, clamped, normalised, binary, hard_concrete, topk, entmax … (docs/masks.md)"),
+            ("--mask_target_sparsity", "share of exact zeros to reach and hold, e.g. 0.8"),
             ("--mask_l1_reward", "L1 weight, drives masks to zero; --mask_l1_kl"),
             ("--mask_on_failure", "stop: end training when a mask fails; warn (default): only say so"),
             ("--mask_activation_groups", "activation masks: mlp attn resid logits"),

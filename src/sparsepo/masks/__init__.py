@@ -2,6 +2,7 @@
 
 from .activation import ActivationMask
 from .base import MASK_ON, POSITIONS, Masker, MaskInputs, NoiseKey, TokenMasks
+from .gates import GATES, Gate
 from .initialise import FitResult, fit_to_targets
 from .kinds import MASKS, build_mask
 from .learned import LearnedMask
@@ -11,6 +12,7 @@ from .simple import DataMask, DenseMask, RandomMask
 from .statistics import mask_statistics
 
 __all__ = [
+    "GATES",
     "MASKS",
     "MASK_ON",
     "POSITIONS",
@@ -18,6 +20,7 @@ __all__ = [
     "DataMask",
     "DenseMask",
     "FitResult",
+    "Gate",
     "LearnedMask",
     "MaskInputs",
     "Masker",

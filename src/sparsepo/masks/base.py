@@ -22,10 +22,16 @@ POSITIONS = ("predicting", "token")
 
 @dataclass
 class TokenMasks:
-    """Reward mask m_u and KL mask m_d of each target token, float32 ≥ 0, (B, T) each, zero outside responses."""
+    """Reward mask m_u and KL mask m_d of each target token, float32 ≥ 0, (B, T) each, zero outside responses.
+
+    ``reward_size`` and ``kl_size`` are what an L1 weight counts instead of the masks, where a gate says so (expected L0
+    norm), (B, T) each; else None.
+    """
 
     reward: Tensor
     kl: Tensor
+    reward_size: Tensor | None = None
+    kl_size: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -94,6 +100,8 @@ class Masker(nn.Module):
     needs_weights: ClassVar[bool] = False
     # Whether a mask at zero has zero gradient too, so that a scorer may leave the token out of the computation.
     flat_at_zero: bool = True
+    # Settings that files written before they existed lack; the constructor's defaults are what those files mean.
+    later_settings: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, mask_on: str = "both", position: str = "predicting") -> None:
         super().__init__()

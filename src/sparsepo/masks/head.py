@@ -4,50 +4,63 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 INIT_STD = 0.02  # Hugging Face's initializer_range, which the paper's heads start with
+
+# Buffers and their values where no controller acts; files from before there was one lack them
+BUFFERS = {"offset": 0.0, "scale": 1.0, "start_sparsity": -1.0}
 
 # Multiplies layer l's activations (l = 0 … L−1) or, at l = L, the mask; (N,)
 Dropper = Callable[[int, Tensor], Tensor]
 
 
 class MaskHead(nn.Module):
-    """m = act(Σ_l v_l act(w_l · LN(h_l) + b_l)), one LayerNorm shared by all layers (METHOD: ``simple_all``).
+    """x = scale · (Σ_l v_l act(w_l · LN(h_l) + b_l) − offset), which a gate turns into the mask; one LayerNorm is shared by
+    all layers (the official ``simple_all``).
 
     Args:
         hidden_size: H.
         layers: number of layers read, L.
-        normalised: with LayerNorm and mixer; without (last layer only, L = 1) m = act(w · h + b).
+        normalised: with LayerNorm and mixer; without (last layer only, L = 1) x = scale · (w · h + b − offset).
         width: inner width W of a two-layer map w_l · (W_l x + c_l) + b_l, linear as published; None: one layer.
         norm_eps: of the LayerNorm.
-        relu: act is ReLU; otherwise the identity, and masks are signed.
+        slope: of act below zero: 0 is ReLU, 1 the identity.
 
     Parameters: ``norm.weight``, ``norm.bias`` (H), ``layer_weight`` (L, H), ``layer_bias`` (L), ``mixer_weight`` (L);
     with ``width`` also ``inner_weight`` (L, W, H), ``inner_bias`` (L, W), and ``layer_weight`` is (L, W).
+    Buffers, moved by the sparsity controller alone: ``offset`` (0), ``scale`` (1) and ``start_sparsity`` (share of zeros
+    when it took over; −1 before), scalars.
     """
 
+    offset: Tensor
+    scale: Tensor
+    start_sparsity: Tensor
     inner_weight: Tensor | None
     inner_bias: Tensor | None
     mixer_weight: Tensor | None
 
     def __init__(
-        self, hidden_size: int, layers: int, *, normalised: bool, width: int | None, norm_eps: float, relu: bool
+        self, hidden_size: int, layers: int, *, normalised: bool, width: int | None, norm_eps: float, slope: float = 0.0
     ) -> None:
         super().__init__()
 
         def parameter(*shape: int) -> nn.Parameter:
             return nn.Parameter(torch.zeros(shape, dtype=torch.float32))
 
-        self.relu = relu
+        self.slope = slope
         self.norm = nn.LayerNorm(hidden_size, eps=norm_eps, dtype=torch.float32) if normalised else None
         self.register_parameter("inner_weight", parameter(layers, width, hidden_size) if width else None)
         self.register_parameter("inner_bias", parameter(layers, width) if width else None)
         self.layer_weight = parameter(layers, width or hidden_size)
         self.layer_bias = parameter(layers)
         self.register_parameter("mixer_weight", parameter(layers) if normalised else None)
+        for name, value in BUFFERS.items():
+            self.register_buffer(name, torch.tensor(value, dtype=torch.float32))
 
     @torch.no_grad()
     def initialise(self, ones: bool, generator: torch.Generator) -> None:
@@ -65,6 +78,14 @@ class MaskHead(nn.Module):
         if self.mixer_weight is not None:
             drawn = torch.empty(layers, device="cpu").normal_(0.0, INIT_STD, generator=generator)
             self.mixer_weight.copy_(torch.full((layers,), 1.0 / layers) if ones else drawn)
+        for name, value in BUFFERS.items():
+            getattr(self, name).fill_(value)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        """States without the buffers mean the values that change nothing."""
+        for name, value in BUFFERS.items():
+            state_dict.setdefault(prefix + name, torch.tensor(value, dtype=torch.float32))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     @property
     def hidden_size(self) -> int:
@@ -77,7 +98,8 @@ class MaskHead(nn.Module):
         return (weight if self.norm is None else weight * self.norm.weight).to(dtype)
 
     def layer_value(self, layer: int, projected: Tensor) -> Tensor:
-        """act(w_l · LN(h_l) + b_l) from what :meth:`projection` gave; (N, K) → (N,)."""
+        """act(w_l · LN(h_l) + b_l) from what :meth:`projection` gave, without act where there is no mixer;
+        (N, K) → (N,)."""
         dtype = projected.dtype
         weight = self.layer_weight[layer][None] if self.inner_weight is None else self.inner_weight[layer]
         if self.norm is not None:
@@ -86,17 +108,23 @@ class MaskHead(nn.Module):
             value = projected[:, 0]
         else:
             value = (projected + self.inner_bias[layer].to(dtype)) @ self.layer_weight[layer].to(dtype)
-        return self.act(value + self.layer_bias[layer].to(dtype))
+        value = value + self.layer_bias[layer].to(dtype)
+        return value if self.mixer_weight is None else self.act(value)
 
-    def mixed(self, values: Sequence[Tensor], drop: Dropper, open_mask: bool = False) -> Tensor:
-        """The mask from the L layers' values, (N,); ``open_mask``: before its ReLU."""
+    def mixed(self, values: Sequence[Tensor], drop: Dropper | None = None) -> Tensor:
+        """Σ_l v_l a_l from the L layers' values, (N,); without a mixer the one layer's value."""
         if self.mixer_weight is None:
-            return drop(len(values), values[0])
+            return values[0]
         total = torch.zeros_like(values[0])
         for layer, value in enumerate(values):
-            total = total + self.mixer_weight[layer].to(value.dtype) * drop(layer, value)
-        return drop(len(values), total if open_mask else self.act(total))
+            kept = value if drop is None else drop(layer, value)
+            total = total + self.mixer_weight[layer].to(value.dtype) * kept
+        return total
+
+    def shifted(self, mixed: Tensor) -> Tensor:
+        """x, what the gate reads, (N,)."""
+        return self.scale.to(mixed.dtype) * (mixed - self.offset.to(mixed.dtype))
 
     def act(self, x: Tensor) -> Tensor:
-        """ReLU, whose zeros are exact, or the identity."""
-        return torch.relu(x) if self.relu else x
+        """ReLU, leaky where a slope is set."""
+        return torch.relu(x) if self.slope == 0 else F.leaky_relu(x, self.slope)

@@ -42,7 +42,8 @@ def fit_to_targets(
 ) -> dict[str, FitResult]:
     """Fit every head to given masks by full-batch Adam on the mean squared error, from the start at ones.
 
-    The regression leaves out the ReLU of the mask (not those of the layers): once shut for all tokens it would stay so.
+    The regression is on what the gate reads, without the gate: a ReLU (those of the layers stay) that is once shut for all
+    tokens would stay so. The quality reported is that of max(x, 0), whatever the gate.
     Best weights seen are kept. No dropout, no global random numbers; deterministic given the mask's seed and the data.
 
     Args:
@@ -72,7 +73,7 @@ def fit_to_targets(
         with torch.enable_grad():
             _descend(mask, states, index, targets, steps, learning_rate, weight_decay)
         with torch.no_grad():
-            fitted = mask.compact_masks(states, index)
+            fitted = [torch.relu(value) for value in mask.mixed_values(states, index)]
     finally:
         for parameter, need in zip(mask.parameters(), needed, strict=True):
             parameter.requires_grad_(need)
@@ -109,7 +110,7 @@ def _descend(
     best, kept = float("inf"), {name: value.clone() for name, value in mask.state_dict().items()}
     for step in range(steps + 1):
         optimizer.zero_grad()
-        values = mask.compact_masks(states, index, open_mask=True)
+        values = mask.mixed_values(states, index)
         loss = torch.stack([F.mse_loss(v, t) for v, t in zip(values, targets, strict=True)]).sum()
         if loss.item() < best:
             best, kept = loss.item(), {name: value.clone() for name, value in mask.state_dict().items()}

@@ -3,30 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from .base import Masker, MaskInputs, NoiseKey, TokenMasks
+from .gates import build_gate
 from .head import Dropper, MaskHead
 from .projection import Index, project
+from .responses import Responses
 from .sizes import model_sizes
 from .validation import check_choice, check_fraction, check_int, check_positive_int
 
 SHARING = ("common", "independent")
+_SLOPES = {"relu": 0.0, "leaky": 0.1, "none": 1.0}  # of the layers' activation below zero
 INITS = ("published", "ones", "mapo")
 _DROPOUT_STREAM = 1_000  # first noise stream of mask dropout; head k, layer l uses the (k (L + 1) + l)-th after it
+_GATE_STREAM = 900  # of a stochastic gate; head k uses the k-th after it
+_OBSERVER_STREAM = 899  # of the choice of tokens that a controller looks at
+
+
+class GateOutput(NamedTuple):
+    """A head's mask at N tokens, and what an L1 weight counts there (None: the mask), (N,) each."""
+
+    mask: Tensor
+    size: Tensor | None
 
 
 class LearnedMask(Masker):
     """Masks from the hidden states of all blocks of the frozen reference, by one head or two.
 
-        a_l = ReLU(w_l · LN(h_l) + b_l)        m = ReLU(Σ_l v_l a_l)
+        a_l = ReLU(w_l · LN(h_l) + b_l)        m = gate(Σ_l v_l a_l)
 
-    Zeros are exact. Everything is computed in float32 (float64 if the parameters are), also under autocast and from
-    half-precision states; no gradient reaches the states. The defaults are the paper's; :class:`SparsePOConfig`
-    starts from ones.
+    With the paper's gate, ReLU, zeros are exact. Everything is computed in float32 (float64 if the parameters are), also
+    under autocast and from half-precision states; no gradient reaches the states. The defaults are the paper's;
+    :class:`SparsePOConfig` starts from ones.
 
     Args:
         hidden_size: width H of the reference's block outputs.
@@ -43,8 +55,12 @@ class LearnedMask(Masker):
         map_width: inner width of ``two_layer``.
         dropout: rate on a_l and on m, in training mode only.
         norm_eps: of the LayerNorm.
-        activation: ``relu``; ``none``: signed masks, for study.
+        activation: of the layers: ``relu`` (the paper's); ``leaky``, slope 0.1 below zero: a token whose layers are all
+            shut still has a number and a gradient of its own; ``none``: neither ReLU nor gate, signed masks, for study.
         seed: of the initialisation; the global generator is neither read nor moved.
+        gate: ``relu`` (the paper's) or another of :data:`sparsepo.masks.gates.GATES`.
+        gate_temperature: of ``sigmoid``, ``binary``, ``hard_concrete``, ``gumbel_sigmoid``, ``sparsemax`` and ``entmax``.
+        topk_share: of ``topk``: share of a response's tokens that are kept.
 
     Parameters are ``heads.shared.*`` (common), ``heads.reward.*`` and ``heads.kl.*`` (independent, or whichever
     ``mask_on`` leaves); see :class:`MaskHead` for their names and shapes.
@@ -52,6 +68,7 @@ class LearnedMask(Masker):
 
     kind = "learned"
     needs_hidden_states = True
+    later_settings = ("gate", "gate_temperature", "topk_share")
 
     def __init__(
         self,
@@ -68,6 +85,9 @@ class LearnedMask(Masker):
         norm_eps: float = 1e-5,
         activation: str = "relu",
         seed: int = 0,
+        gate: str = "relu",
+        gate_temperature: float | None = None,
+        topk_share: float | None = None,
     ) -> None:
         super().__init__(mask_on, position)
         check_positive_int("hidden_size", hidden_size)
@@ -77,7 +97,7 @@ class LearnedMask(Masker):
         check_choice("init", init, INITS)
         check_choice("layers", layers, ("all", "last"))
         check_choice("map", map, ("linear", "two_layer"))
-        check_choice("activation", activation, ("relu", "none"))
+        check_choice("activation", activation, tuple(_SLOPES))
         check_fraction("dropout", dropout)
         if not isinstance(norm_eps, float) or not 0 < norm_eps < 1:
             raise ValueError(f"norm_eps={norm_eps!r} must be a number between 0 and 1.")
@@ -86,7 +106,14 @@ class LearnedMask(Masker):
         self.sharing, self.layers, self.map, self.map_width = sharing, layers, map, map_width
         self.init, self.dropout, self.norm_eps = init, float(dropout), norm_eps
         self.activation, self.seed = activation, seed
-        self.flat_at_zero = activation == "relu"
+        self.gate = build_gate(gate, gate_temperature, topk_share)
+        if activation == "none" and gate != "relu":
+            raise ValueError(
+                f"gate={gate!r} has no effect with activation='none', whose masks are signed; leave it 'relu'."
+            )
+        self.flat_at_zero = activation != "none" and self.gate.flat_at_zero
+        # set by the trainer's mask control: shown the states and index of every batch, with a number in [0, 1) a token
+        self.observer: Callable[[list[Tensor], Index, Tensor | None], None] | None = None
         self.heads = nn.ModuleDict({name: self._new_head() for name in self._head_names()})
         self.reset_parameters()
 
@@ -102,7 +129,7 @@ class LearnedMask(Masker):
             normalised=self.layers == "all",
             width=self.map_width if self.map == "two_layer" else None,
             norm_eps=self.norm_eps,
-            relu=self.activation == "relu",
+            slope=_SLOPES[self.activation],
         )
 
     @classmethod
@@ -136,10 +163,16 @@ class LearnedMask(Masker):
         """
         states = self._checked_states(hidden_states)
         everywhere = torch.ones(states[0].shape[:-1], dtype=torch.bool, device=states[0].device)
-        return TokenMasks(*self._scattered(states, everywhere, 0, None))
+        masks = self._scattered(states, everywhere, 0, None)
+        return TokenMasks(masks.reward, masks.kl)
 
     def raw_masks(self, inputs: MaskInputs) -> tuple[Tensor, Tensor]:
         """(m_u, m_d), computed at response tokens and zero elsewhere, (B, T) each."""
+        masks = self.token_masks(inputs)
+        return masks.reward, masks.kl
+
+    def token_masks(self, inputs: MaskInputs) -> TokenMasks:
+        """The masks of a batch, and what an L1 weight counts where that is not the masks."""
         if inputs.hidden_states is None:
             raise ValueError("A learned mask needs hidden_states: run the reference with output_hidden_states=True.")
         states = self._checked_states(inputs.hidden_states)
@@ -151,36 +184,30 @@ class LearnedMask(Masker):
             )
         return self._scattered(states, inputs.response_mask, int(self.position == "token"), inputs.noise)
 
-    def _scattered(
-        self, states: list[Tensor], keep: Tensor, offset: int, noise: NoiseKey | None
-    ) -> tuple[Tensor, Tensor]:
+    def _scattered(self, states: list[Tensor], keep: Tensor, offset: int, noise: NoiseKey | None) -> TokenMasks:
         rows, columns = keep.nonzero(as_tuple=True)
-        values = self.compact_masks(states, (rows, columns + offset), self._uniform(keep, noise))
-        # masked_scatter keeps the graph alive where nothing is kept: zero gradients, not None
-        masks = [value.new_zeros(keep.shape).masked_scatter(keep, value) for value in values]
-        if self.mask_on == "both":
-            return masks[0], masks[-1]
+        index = rows, columns + offset
+        if self.observer is not None:
+            self.observer(states, index, None if noise is None else noise.uniform(_OBSERVER_STREAM)[keep])
+        values = self.compact_masks(states, index, self._uniform(keep, noise))
+
+        def scatter(value: Tensor) -> Tensor:
+            # masked_scatter keeps the graph alive where nothing is kept: zero gradients, not None
+            return value.new_zeros(keep.shape).masked_scatter(keep, value)
+
+        masks = [scatter(value.mask) for value in values]
+        sizes = [None if value.size is None else scatter(value.size) for value in values]
         ones = keep.to(masks[0].dtype)
-        return (masks[0], ones) if self.mask_on == "reward" else (ones, masks[0])
+        if self.mask_on == "reward":
+            return TokenMasks(masks[0], ones, sizes[0])
+        if self.mask_on == "kl":
+            return TokenMasks(ones, masks[0], None, sizes[0])
+        return TokenMasks(masks[0], masks[-1], sizes[0], sizes[-1])
 
-    def compact_masks(
-        self,
-        states: Sequence[Tensor],
-        index: Index,
-        uniform: Callable[[int], Tensor] | None = None,
-        open_mask: bool = False,
+    def mixed_values(
+        self, states: Sequence[Tensor], index: Index, uniform: Callable[[int], Tensor] | None = None
     ) -> list[Tensor]:
-        """The mask of each head at N tokens.
-
-        Args:
-            states: the ``layers_read`` layers' states, (B, S, H) each.
-            index: rows and columns of the tokens, (N,) each.
-            uniform: stream → numbers in [0, 1), (N,), that decide what drops; None: nothing does.
-            open_mask: leave out the last ReLU, for a regression that must not get stuck at zero.
-
-        Returns:
-            one (N,) tensor a head.
-        """
+        """Each head's Σ_l v_l a_l at N tokens, before offset, scale and gate, (N,) each; see :meth:`compact_masks`."""
         heads = self.mask_heads()
         with torch.autocast(states[0].device.type, enabled=False):
             dtype = torch.promote_types(heads[0].layer_weight.dtype, torch.float32)
@@ -193,12 +220,48 @@ class LearnedMask(Masker):
                 for head, part, of_head in zip(heads, parts, values, strict=True):
                     of_head.append(head.layer_value(layer, part))
             return [
-                head.mixed(of_head, self._dropper(k, uniform), open_mask)
-                for k, (head, of_head) in enumerate(zip(heads, values, strict=True))
+                head.mixed(own, self._dropper(k, uniform))
+                for k, (head, own) in enumerate(zip(heads, values, strict=True))
             ]
 
+    def compact_masks(
+        self, states: Sequence[Tensor], index: Index, uniform: Callable[[int], Tensor] | None = None
+    ) -> list[GateOutput]:
+        """The mask of each head at N tokens.
+
+        Args:
+            states: the ``layers_read`` layers' states, (B, S, H) each.
+            index: rows (ascending) and columns of the tokens, (N,) each.
+            uniform: stream → numbers in [0, 1), (N,), for dropout and stochastic gates; None: evaluation.
+
+        Returns:
+            one a head.
+        """
+        mixed = self.mixed_values(states, index, uniform)
+        with torch.autocast(states[0].device.type, enabled=False):
+            return [
+                self._gated(k, head, value, Responses(index[0]), uniform)
+                for k, (head, value) in enumerate(zip(self.mask_heads(), mixed, strict=True))
+            ]
+
+    def _gated(
+        self,
+        number: int,
+        head: MaskHead,
+        mixed: Tensor,
+        responses: Responses,
+        uniform: Callable[[int], Tensor] | None,
+    ) -> GateOutput:
+        x = head.shifted(mixed)
+        drop = self._dropper(number, uniform)
+        if self.activation == "none":
+            return GateOutput(drop(self.layers_read, x), None)
+        noise = uniform(_GATE_STREAM + number) if uniform is not None and self.gate.stochastic else None
+        mask = self.gate(x, responses, noise)
+        return GateOutput(drop(self.layers_read, mask), self.gate.size(x))
+
     def _uniform(self, keep: Tensor, noise: NoiseKey | None) -> Callable[[int], Tensor] | None:
-        if not self.training or self.dropout == 0:
+        if not self.training or (self.dropout == 0 and not self.gate.stochastic):
             return None
         if noise is not None:
             return lambda stream: noise.uniform(stream)[keep]
@@ -206,7 +269,7 @@ class LearnedMask(Masker):
         return lambda stream: torch.rand(count, device=keep.device)
 
     def _dropper(self, head: int, uniform: Callable[[int], Tensor] | None) -> Dropper:
-        if uniform is None:
+        if uniform is None or self.dropout == 0:
             return lambda layer, value: value
         first = _DROPOUT_STREAM + head * (self.layers_read + 1)
 
@@ -248,4 +311,5 @@ class LearnedMask(Masker):
     def settings(self) -> dict[str, Any]:
         """Constructor arguments that rebuild this mask."""
         names = ("hidden_size", "num_layers", "sharing", "mask_on", "position", "init", "layers", "map", "map_width")
-        return {name: getattr(self, name) for name in (*names, "dropout", "norm_eps", "activation", "seed")}
+        own = {name: getattr(self, name) for name in (*names, "dropout", "norm_eps", "activation", "seed")}
+        return own | self.gate.settings()

@@ -145,7 +145,7 @@ def _build(kind: str, settings: dict[str, Any], file: Path) -> Masker:
             mask = MASKS[kind](**settings)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{file}: the settings do not make a {kind!r} mask: {error}") from error
-    missing = sorted(set(mask.settings()) - set(settings))
+    missing = sorted(set(mask.settings()) - set(settings) - set(mask.later_settings))
     if missing:
         raise ValueError(f"{file}: settings lack {', '.join(missing)}.")
     return mask
@@ -164,7 +164,10 @@ def _load_weights(mask: Masker, folder: Path) -> None:
         tensors = load_file(file)
     except SafetensorError as error:
         raise ValueError(f"{file} is not a readable safetensors file: {error}") from error
+    optional = {name for name, _ in mask.named_buffers()}  # the controller's: files from before it lack them
     for name in sorted(set(expected) | set(tensors)):
+        if name not in tensors and name in optional:
+            continue
         if name not in tensors:
             raise ValueError(f"{file} lacks the tensor {name!r}.")
         if name not in expected:

@@ -28,3 +28,15 @@ def check_fraction(name: str, value: Any) -> None:
     """Refuse what is not a number in [0, 1)."""
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < 1:
         raise ValueError(f"{name}={value!r} must be at least 0 and below 1.")
+
+
+def check_positive(name: str, value: Any) -> None:
+    """Refuse what is not a finite number above zero."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < float("inf"):
+        raise ValueError(f"{name}={value!r} must be a finite number above 0.")
+
+
+def check_share(name: str, value: Any) -> None:
+    """Refuse what is not a number in (0, 1]."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value <= 1:
+        raise ValueError(f"{name}={value!r} must be above 0 and at most 1.")

@@ -271,7 +271,9 @@ def _moments(work: Work, results: Results, group: _Group, room: int) -> None:
         found.append(work.row_statistics(policy, reference, rows))
         expected[block] = times_weight(work.arithmetic.probabilities(policy, found[-1]), weight)
         if reference is not None and reference_expected is not None:
-            reference_expected[block] = times_weight(work.arithmetic.reference_probabilities(reference, found[-1]), weight)
+            reference_expected[block] = times_weight(
+                work.arithmetic.reference_probabilities(reference, found[-1]), weight
+            )
     results.put(group.sequences, joined(found))
     grads = results.token_gradients(group.sequences, group.pairs)
     if grads is None:

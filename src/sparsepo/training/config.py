@@ -5,13 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from transformers import SchedulerType
+
+from sparsepo.masks.gates import GATES
 from sparsepo.objectives import OBJECTIVES
 
 from .trl_bridge import DPOConfig, bf16_is_supported
-from .validation import check_choice, check_fraction, check_number, check_string_list
+from .validation import check_choice, check_fraction, check_number, check_steps, check_string_list
 
 OBJECTIVE_NAMES = tuple(OBJECTIVES)
 MASK_KINDS = ("learned", "activation", "dense", "random", "data")
+GATE_NAMES = tuple(GATES)
+# schedules that are a function of the step
+SCHEDULER_NAMES = tuple(kind.value for kind in SchedulerType if kind.value not in ("reduce_lr_on_plateau", "greedy"))
 ACTIVATION_GROUPS = ("mlp", "attn", "resid", "logits")
 
 
@@ -46,7 +52,7 @@ class SparsePOConfig(DPOConfig):
     kl_anchor: float | None = _setting(
         None,
         "λ of the KL anchor: λ Σ_t KL(ref‖policy) over ALL response tokens, added to any objective. Unset: 0.1 where an "
-        "L1 penalty asks for sparsity (a token with both masks at zero is held by nothing else), otherwise 0.",
+        "L1 penalty or a target asks for sparsity (a token with both masks at zero is held by nothing else), otherwise 0.",
     )
 
     kl_anchor_share: float | None = _setting(
@@ -86,6 +92,26 @@ class SparsePOConfig(DPOConfig):
         None, "learned: 'linear' map a layer (default) or 'two_layer'.", ("linear", "two_layer")
     )
     mask_map_width: int | None = _setting(None, "learned, two_layer: hidden width. Unset: 200.")
+    mask_activation: str | None = _setting(
+        None,
+        "learned: of the layers' numbers: relu (the paper's; default) or leaky (slope 0.1 below zero, so that tokens whose "
+        "layers are all shut still differ and learn).",
+        ("relu", "leaky"),
+    )
+    mask_gate: str | None = _setting(
+        None,
+        "learned: from the head's number to the mask: relu (the paper's; default), clamped (≤ 1), normalised (mean 1 over "
+        "the response), sigmoid (dense), binary, hard_concrete, gumbel_sigmoid, topk, sparsemax or entmax.",
+        GATE_NAMES,
+    )
+    mask_gate_temperature: float | None = _setting(
+        None,
+        "learned: temperature of the gates that have one. Unset: sigmoid, binary, gumbel_sigmoid 1; hard_concrete 2/3; "
+        "sparsemax, entmax 0.1 (smaller is sparser).",
+    )
+    mask_topk_share: float | None = _setting(
+        None, "learned, mask_gate=topk: share of each response's tokens that is kept. Unset: 0.2."
+    )
     mask_activation_groups: list[str] | None = field(
         default=None,
         metadata={
@@ -102,6 +128,33 @@ class SparsePOConfig(DPOConfig):
     )
     mask_l1_reward: float | None = _setting(None, "learned: L1 weight λ_u on the reward mask. Unset: 0.")
     mask_l1_kl: float | None = _setting(None, "learned: L1 weight λ_d on the KL mask. Unset: 0.")
+    mask_target_sparsity: float | None = _setting(
+        None,
+        "learned: share of response tokens whose mask shall be exactly zero, reached by moving a threshold and held to the "
+        "end of training. Both masks. Unset: none is asked for.",
+    )
+    mask_target_sparsity_reward: float | None = _setting(None, "learned, independent: the same for the reward mask.")
+    mask_target_sparsity_kl: float | None = _setting(None, "learned, independent: the same for the KL mask.")
+    mask_sparsity_warmup: float | None = _setting(
+        None,
+        "Steps, or below 1 the share of training, over which the target sparsity is approached. Unset: 0.5.",
+    )
+    mask_hold_steps: float | None = _setting(
+        None,
+        "learned: steps, or below 1 the share of training, in which the mask stays at its start while the policy trains. "
+        "Unset: 0.",
+    )
+    mask_l1_warmup: float | None = _setting(
+        None,
+        "learned: steps, or below 1 the share of training, over which the L1 weights rise linearly from 0, after "
+        "mask_hold_steps. Unset: 0.",
+    )
+    mask_lr_scheduler_type: str | None = _setting(
+        None, "learned: learning rate schedule of the mask head. Unset: lr_scheduler_type.", SCHEDULER_NAMES
+    )
+    mask_warmup_steps: float | None = _setting(
+        None, "learned: steps, or below 1 the share, of the mask head's own learning rate warm-up. Unset: warmup_steps."
+    )
     mask_max_grad_norm: float | None = _setting(
         None, "learned: gradient norm at which the mask head is clipped, apart from the policy. Unset: max_grad_norm."
     )
@@ -154,6 +207,9 @@ class SparsePOConfig(DPOConfig):
         check_choice("mask_on", self.mask_on, ("both", "reward", "kl"))
         check_choice("mask_position", self.mask_position, ("predicting", "token"))
         check_choice("mask_init", self.mask_init, ("ones", "published", "mapo"))
+        check_choice("mask_activation", self.mask_activation, ("relu", "leaky"))
+        check_choice("mask_gate", self.mask_gate, GATE_NAMES)
+        check_choice("mask_lr_scheduler_type", self.mask_lr_scheduler_type, SCHEDULER_NAMES)
         check_choice("mask_layers", self.mask_layers, ("all", "last"))
         check_choice("mask_map", self.mask_map, ("linear", "two_layer"))
         check_choice("mask_on_failure", self.mask_on_failure, ("warn", "stop"))
@@ -163,7 +219,7 @@ class SparsePOConfig(DPOConfig):
         if self.scorer == "dense" and self.scorer_memory_mib is not None:
             raise ValueError(f"scorer_memory_mib={self.scorer_memory_mib!r} has no effect with scorer='dense'.")
         check_string_list("mask_activation_groups", self.mask_activation_groups, ACTIVATION_GROUPS)
-        for name in ("beta", "mask_max_grad_norm"):
+        for name in ("beta", "mask_max_grad_norm", "mask_gate_temperature", "mask_topk_share"):
             check_number(name, getattr(self, name), above=0)
         at_least_zero = ("alpha", "gamma", "lam", "kl_anchor", "mask_weight_decay", "mask_l1_reward", "mask_l1_kl")
         for name in (*at_least_zero, "mask_learning_rate"):
@@ -173,6 +229,10 @@ class SparsePOConfig(DPOConfig):
         check_number("kl_anchor_share", self.kl_anchor_share, above=0)
         if self.kl_anchor_share is not None and self.kl_anchor_share > 1:
             raise ValueError(f"kl_anchor_share={self.kl_anchor_share!r} must lie in (0, 1].")
+        for name in ("mask_sparsity_warmup", "mask_hold_steps", "mask_l1_warmup", "mask_warmup_steps"):
+            check_steps(name, getattr(self, name))
+        for name in ("mask_target_sparsity", "mask_target_sparsity_reward", "mask_target_sparsity_kl"):
+            check_fraction(name, getattr(self, name))
         check_fraction("mask_dropout", self.mask_dropout)
         check_fraction("mask_random_sparsity", self.mask_random_sparsity)
         for name in ("mask_init_pairs", "mask_map_width", "max_prompt_length"):

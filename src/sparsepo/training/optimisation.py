@@ -9,6 +9,7 @@ from torch import nn
 
 from sparsepo.masks import Masker
 
+from .schedules import schedule_mask_groups
 from .settings import ResolvedSettings
 
 _NOT_DECAYED = ("bias", "norm")
@@ -43,7 +44,12 @@ class MaskOptimisation:
 
     def _refuse_foreign_optimizer(self, optimizers: tuple[Any, Any]) -> None:
         """An optimiser made by the user must hold the mask head's parameters, or they would never train."""
-        optimizer = optimizers[0]
+        optimizer, scheduler = optimizers
+        if scheduler is not None and self.settings.mask_schedule.changes_rates:
+            raise ValueError(
+                "optimizers=(…, scheduler): a scheduler of your own decides the mask head's rate too; leave it out, or "
+                "leave mask_hold_steps, mask_lr_scheduler_type and mask_warmup_steps unset."
+            )
         if optimizer is None:
             return
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
@@ -73,6 +79,20 @@ class MaskOptimisation:
                 optimizer.add_param_group({"params": group, "lr": rate, "weight_decay": decay if decayed else 0.0})
         self.optimizer = optimizer
         return optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        """Trainer's schedule; the mask head's groups follow their own where the settings say so."""
+        is_new = self.lr_scheduler is None  # type: ignore[has-type]
+        scheduler = super().create_scheduler(num_training_steps, optimizer)  # type: ignore[misc]
+        schedule = self.settings.mask_schedule
+        if not is_new or not schedule.changes_rates:
+            return scheduler
+        schedule.check_fits(num_training_steps, has_target=bool(self.settings.target_sparsity))
+        optimizer = self.optimizer if optimizer is None else optimizer
+        mine = {id(p) for p in self._mask_parameters()}
+        groups = [i for i, group in enumerate(optimizer.param_groups) if any(id(p) in mine for p in group["params"])]
+        self.lr_scheduler = schedule_mask_groups(scheduler, optimizer, groups, schedule, self.args, num_training_steps)
+        return self.lr_scheduler
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         """Clip policy and mask head apart: the head's gradients are of another scale. Returns the policy's norm."""

@@ -9,6 +9,16 @@ from sparsepo.masks import Masker
 from sparsepo.objectives import LINKS, Objective, get_objective, get_objective_class
 
 from .config import SparsePOConfig
+from .mask_settings import (
+    GATE_SETTINGS,
+    SCHEDULE_SETTINGS,
+    TARGET_SETTINGS,
+    gate_of,
+    mask_schedule,
+    refuse_constant_l1,
+    target_sparsity,
+)
+from .schedules import MaskSchedule
 
 ANCHOR_WITH_SPARSITY = 0.1
 ANCHOR_SHARE = 0.25
@@ -21,12 +31,16 @@ _LEARNED_ONLY = (
     "mask_layers",
     "mask_map",
     "mask_map_width",
+    "mask_activation",
     "mask_learning_rate",
     "mask_weight_decay",
     "mask_dropout",
     "mask_l1_reward",
     "mask_l1_kl",
     "mask_max_grad_norm",
+    *GATE_SETTINGS,
+    *TARGET_SETTINGS,
+    *SCHEDULE_SETTINGS,
 )
 _READ_BY: dict[str, tuple[str, ...]] = {
     "learned": ("mask_sharing", "mask_on", "mask_position", *_LEARNED_ONLY, "mask_on_failure"),
@@ -59,6 +73,8 @@ class ResolvedSettings:
         mask_kind: kind of mask, or None where the objective reads none.
         mask_arguments: arguments of the masker's constructor, without sizes and seed.
         mask_training: settings of the head's training, or None where the mask is not learned.
+        mask_schedule: when the mask does what.
+        target_sparsity: requested share of zeros by the head's name (shared, reward, kl); empty: none is asked for.
         anchor_share: share of the tokens that no mask keeps which enter the KL anchor.
     """
 
@@ -66,6 +82,8 @@ class ResolvedSettings:
     mask_kind: str | None
     mask_arguments: dict[str, Any]
     mask_training: MaskTraining | None
+    mask_schedule: MaskSchedule
+    target_sparsity: dict[str, float]
     anchor_share: float = 1.0
 
 
@@ -89,12 +107,18 @@ def resolve_settings(config: SparsePOConfig, mask: Masker | None = None) -> Reso
         kind = _given_kind(config, mask)
     _refuse_unread(config, kind, mask)
     l1 = _l1_weights(config, kind, mask)
-    objective = _objective(config, l1)
+    targets = {}
+    if kind == "learned" or mask is not None:
+        targets = target_sparsity(config, mask)
+        refuse_constant_l1(l1, gate_of(config, mask))
+    objective = _objective(config, l1, sparse=bool(targets) or any(l1.values()))
     return ResolvedSettings(
         objective=objective,
         mask_kind=kind,
         mask_arguments={} if mask is not None else _mask_arguments(config, kind),
         mask_training=_mask_training(config) if kind == "learned" and mask is None else None,
+        mask_schedule=mask_schedule(config),
+        target_sparsity=targets,
         anchor_share=_anchor_share(config, objective),
     )
 
@@ -140,7 +164,15 @@ def _given_kind(config: SparsePOConfig, mask: Masker) -> str:
 
 
 # What still counts where the masker is built already and trainable
-_TRAINING_ONLY = ("mask_learning_rate", "mask_weight_decay", "mask_max_grad_norm", "mask_l1_reward", "mask_l1_kl")
+_TRAINING_ONLY = (
+    "mask_learning_rate",
+    "mask_weight_decay",
+    "mask_max_grad_norm",
+    "mask_l1_reward",
+    "mask_l1_kl",
+    *TARGET_SETTINGS,
+    *SCHEDULE_SETTINGS,
+)
 
 
 def _refuse_unread(config: SparsePOConfig, kind: str | None, mask: Masker | None) -> None:
@@ -196,7 +228,7 @@ def _link(config: SparsePOConfig) -> str:
     return names[0]
 
 
-def _objective(config: SparsePOConfig, l1: dict[str, float]) -> Objective:
+def _objective(config: SparsePOConfig, l1: dict[str, float], sparse: bool) -> Objective:
     known = {f.name for f in fields(get_objective_class(config.objective))}
     settings: dict[str, Any] = {"sft_weight": config.sft_weight, **l1}
     for name in ("beta", *_OBJECTIVE_ONLY):
@@ -204,7 +236,7 @@ def _objective(config: SparsePOConfig, l1: dict[str, float]) -> Objective:
             settings[name] = getattr(config, name)
     anchor = config.kl_anchor
     if anchor is None:
-        anchor = ANCHOR_WITH_SPARSITY if any(l1.values()) and config.preset is None else 0.0
+        anchor = ANCHOR_WITH_SPARSITY if sparse and config.preset is None else 0.0
     settings["kl_anchor"] = anchor
     link = _link(config)
     if "link" in known:
@@ -229,6 +261,10 @@ def _mask_arguments(config: SparsePOConfig, kind: str | None) -> dict[str, Any]:
         "map": config.mask_map,
         "map_width": config.mask_map_width,
         "dropout": config.mask_dropout,
+        "activation": config.mask_activation,
+        "gate": config.mask_gate,
+        "gate_temperature": config.mask_gate_temperature,
+        "topk_share": config.mask_topk_share,
         "groups": tuple(config.mask_activation_groups) if config.mask_activation_groups else None,
         "sparsity": config.mask_random_sparsity,
     }

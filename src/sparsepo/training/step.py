@@ -20,6 +20,7 @@ from sparsepo.scoring.dense import (
 )
 from sparsepo.scoring.skipping import anchor_sample, tokens_that_count
 
+from .penalty import add_size_penalty, without_l1
 from .prefix import SEPARATE, PrefixSharing
 from .trl_bridge import install_step_forward, lm_head_of, load_balancing_loss
 
@@ -160,7 +161,11 @@ def policy_step(
             statistics=complete,
             anchor_weight=anchor_weight,
         )
-        scored = scorer(inputs, objective, need_kl)
+        if masks is None or (masks.reward_size is None and masks.kl_size is None):
+            scored = scorer(inputs, objective, need_kl)
+        else:
+            scored = scorer(inputs, without_l1(objective), need_kl)
+            add_size_penalty(scored, masks, objective, inputs.weights())
         aux_loss = load_balancing_loss(inner, outputs.router_logits, batch["attention_mask"]) if router else None
         result["step"] = StepOutput(scored, aux_loss, complete=kept is None)
         # returned too: wrappers look for gradients in what forward returns

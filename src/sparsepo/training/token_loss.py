@@ -67,6 +67,7 @@ class TokenLoss:
         pair_weight: Tensor | None = None,
         complete: bool = True,
         anchor_share: float = 1.0,
+        objective: Objective | None = None,
     ) -> StepOutput:
         view = ReferenceView()
         if self.needs_reference:
@@ -77,7 +78,7 @@ class TokenLoss:
             batch,
             view,
             self.masker,
-            self.objective,
+            self.objective if objective is None else objective,
             self.scorer,
             self._noise(batch),
             pair_weight=pair_weight,
@@ -103,9 +104,15 @@ class TokenLoss:
         need_kl = self.objective.needs_kl or mode == "eval"
         may_skip = mode == "train" and self.args.skip_masked and self.masker is not None
         complete = not may_skip or self._is_logging_step()
-        # a sample of the anchor's tokens is the same whether the step is logged or not: logging changes no training
-        anchor_share = self.settings.anchor_share if may_skip else 1.0
-        step = self._step(model, inputs, need_kl, weight * share, complete, anchor_share)
+        if mode == "train":
+            # a sample of the anchor's tokens is the same whether the step is logged or not: logging changes no training
+            anchor_share = self.settings.anchor_share if may_skip else 1.0
+            with self._observing(weight):
+                step = self._step(
+                    model, inputs, need_kl, weight * share, complete, anchor_share, self._step_objective()
+                )
+        else:
+            step = self._step(model, inputs, need_kl, weight * share, complete)
         loss = step.scored.loss
         if step.aux_loss is not None:
             loss = loss + self.router_aux_loss_coef * step.aux_loss * weight.sum() * share
@@ -147,6 +154,7 @@ class TokenLoss:
             if PAIR_WEIGHT not in batch:  # a filled stream marks its own
                 batch[PAIR_WEIGHT] = self._real_rows(pairs) if is_last else torch.ones(pairs)
             batch[PAIR_WEIGHT] = batch[PAIR_WEIGHT].to(device)
+        self._count_responses(batch_samples)
         total = sum((batch[PAIR_WEIGHT].sum() for batch in batch_samples), torch.zeros((), device=device))
         return self.accelerator.reduce(total, reduction="sum").clamp(min=1)
 
@@ -183,6 +191,18 @@ class TokenLoss:
 
     def _watch(self, mode: str, inputs: dict[str, Any], scores: PairScores, weight: Tensor) -> None:
         """The health monitor's: look at the masks of a batch."""
+        raise NotImplementedError
+
+    def _observing(self, weight: Tensor) -> AbstractContextManager[None]:
+        """The mask control's: keep what the controllers read."""
+        raise NotImplementedError
+
+    def _count_responses(self, batches: list[dict[str, Any]]) -> None:
+        """The mask control's: prepare for the micro-batches of a step."""
+        raise NotImplementedError
+
+    def _step_objective(self) -> Objective:
+        """The mask control's: the objective of the step under way."""
         raise NotImplementedError
 
     def _fit_start(self) -> None:

@@ -19,6 +19,7 @@ from .checkpoints import MaskCheckpoints, attach_mask, detach_mask
 from .collator import PAIR_WEIGHT, ROW_ID, WEIGHT_COLUMNS, PreferenceCollator
 from .config import SparsePOConfig
 from .dropout import disable_functional_dropout
+from .mask_control import MaskControl
 from .mask_setup import build_masker, fit_from_mapo
 from .metrics import MetricSums
 from .optimisation import MaskOptimisation
@@ -53,7 +54,7 @@ from .watch import MaskWatch
 logger = logging.getLogger(__name__)
 
 
-class SparsePOTrainer(MaskWatch, MaskCheckpoints, MaskOptimisation, TokenLoss, DPOTrainer):
+class SparsePOTrainer(MaskWatch, MaskCheckpoints, MaskOptimisation, MaskControl, TokenLoss, DPOTrainer):
     """Preference optimisation by token: SparsePO, MaPO, TDPO, DPO, SimPO and DPOP over one training loop.
 
     Takes what TRL's ``DPOTrainer`` takes, and a mask. To move a DPO script over, change the names of trainer and config.
@@ -190,6 +191,7 @@ class SparsePOTrainer(MaskWatch, MaskCheckpoints, MaskOptimisation, TokenLoss, D
             attach_mask(self.model, self.masker)
         elif self.masker is not None:
             self.masker.to(self.accelerator.device).eval()
+        self._set_up_control()
 
     # ---- data ----
 
@@ -272,6 +274,7 @@ class SparsePOTrainer(MaskWatch, MaskCheckpoints, MaskOptimisation, TokenLoss, D
             if self.mask_grad_norm is not None:
                 logs["mask/grad_norm"] = self.mask_grad_norm
             logs.update(self._read_monitor())
+            logs.update(self._control_logs())
         super().log(logs, start_time)
 
     def _count_tokens(self) -> int:

@@ -44,6 +44,13 @@ def check_fraction(name: str, value: Any) -> None:
         raise ValueError(f"{name}={value!r} must lie in [0, 1).")
 
 
+def check_steps(name: str, value: Any) -> None:
+    """Raise ``ValueError`` unless ``value`` is a whole number of steps, a share below 1, or None."""
+    check_number(name, value, least=0)
+    if value is not None and value >= 1 and value != int(value):
+        raise ValueError(f"{name}={value!r} must be a whole number of steps, or below 1: a share of training.")
+
+
 def check_string_list(name: str, value: Any, choices: Sequence[str]) -> None:
     """Raise ``ValueError`` unless ``value`` is a non-empty list of ``choices`` without repeats, or None."""
     if value is None:
