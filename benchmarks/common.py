@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import gc
 import importlib.metadata
@@ -19,6 +20,21 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 Run = Callable[[], None]
+
+# prompt and response tokens of the four tasks: sentiment, dialogue, summarisation, code
+TASK_LENGTHS = ("8,64", "64,192", "350,40", "150,80")
+CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
+
+
+def add_clock(parser: argparse.ArgumentParser) -> None:
+    """The option ``--clock``, for :func:`take_turns`."""
+    text = "seconds on the wall, or of the processor in all threads (steadier beside other load; CPU only)"
+    parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall", help=text)
+
+
+def clock_note(clock: str) -> str:
+    """What a table's setting adds for a clock other than the wall's."""
+    return "" if clock == "wall" else ", seconds of the processor"
 
 
 def processor() -> str:
@@ -85,10 +101,19 @@ def peak_in_fresh_process(script: str, arguments: Sequence[str], name: str) -> f
 
 
 def take_turns(
-    variants: dict[str, Run], rounds: int, device: str = "cpu", warmups: int = 1, prepare: Run | None = None
+    variants: dict[str, Run],
+    rounds: int,
+    device: str = "cpu",
+    warmups: int = 1,
+    prepare: Run | None = None,
+    clock: str = "wall",
 ) -> dict[str, list[float]]:
     """Seconds of each variant in each round. Variants take turns, so that a noisy machine disturbs all alike; every round
-    begins with another one. The first rounds warm up and do not count. ``prepare`` runs untimed before each call."""
+    begins with another one. The first rounds warm up and do not count. ``prepare`` runs untimed before each call.
+    ``clock``: of :data:`CLOCKS`; the processor's counts neither waiting nor what other processes do, nor a GPU's work."""
+    if clock == "cpu" and device.startswith("cuda"):
+        raise ValueError("--clock cpu does not see a GPU's work; use --clock wall.")
+    now = CLOCKS[clock]
     names = list(variants)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     wait = torch.cuda.synchronize if device.startswith("cuda") else (lambda: None)
@@ -98,10 +123,10 @@ def take_turns(
             if prepare is not None:
                 prepare()
             wait()
-            start = time.perf_counter()
+            start = now()
             variants[name]()
             wait()
-            took = time.perf_counter() - start
+            took = now() - start
             if number >= warmups:
                 seconds[name].append(took)
             print(f"round {number}/{rounds + warmups - 1}  {took:7.3f} s  {name}", file=sys.stderr, flush=True)
@@ -132,3 +157,43 @@ def write_results(output: str, text: str, data: Any) -> None:
         part = Path(f"{output}.{suffix}.part")
         part.write_text(content)
         part.replace(f"{output}.{suffix}")
+
+
+class Results:
+    """Tables of one setting, kept by key in OUTPUT.json, so that a run that was cut off goes on where it stopped.
+
+    Args:
+        output: path without ending, or None to keep nothing.
+        setting: what must be equal for tables to stand in one file.
+        command: how they are made.
+        table: Markdown of one of them.
+    """
+
+    def __init__(
+        self, output: str | None, setting: str, command: str, table: Callable[[dict[str, Any]], str]
+    ) -> None:
+        self.output, self.setting, self.command, self._table = output, setting, command, table
+        self.found: dict[str, dict[str, Any]] = {}
+        path = Path(f"{output}.json")
+        if output is not None and path.exists():
+            earlier = json.loads(path.read_text())
+            if earlier["setting"] != setting:
+                sys.exit(f"{path} holds results of another setting ({earlier['setting']}); choose another --output.")
+            self.found = {result["key"]: result for result in earlier["results"]}
+
+    def holds(self, key: str, rounds: int, fresh: bool) -> bool:
+        """Whether a table is there with at least so many rounds, and is not to be measured afresh."""
+        held = not fresh and key in self.found and self.found[key]["rounds"] >= rounds
+        print(f"{key}: held by {self.output}.json" if held else key, file=sys.stderr, flush=True)
+        return held
+
+    def add(self, key: str, result: dict[str, Any]) -> None:
+        """Take a table up and write the files."""
+        self.found[key] = {"key": key, **result}
+        if self.output is not None:
+            data = {"setting": self.setting, "results": list(self.found.values())}
+            write_results(self.output, self.text(), data)
+
+    def text(self) -> str:
+        """All tables."""
+        return f"`{self.command}`\n\n{self.setting}\n\n" + "\n".join(map(self._table, self.found.values()))

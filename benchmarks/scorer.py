@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from common import machine, markdown, peak_allocated, spread, take_turns, write_results
+from common import add_clock, clock_note, machine, markdown, peak_allocated, spread, take_turns, write_results
 
 from sparsepo.masks.base import NoiseKey, TokenMasks
 from sparsepo.objectives import get_objective
@@ -185,6 +185,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=192)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
+    add_clock(parser)
     parser.add_argument("--memory", action="store_true", help="also measure peak memory")
     parser.add_argument("--output", help="write OUTPUT.md and OUTPUT.json")
     parser.add_argument("--filter", help="only the variants whose names contain this")
@@ -197,7 +198,7 @@ def main() -> None:
 
     variants = {name: run for name, run in VARIANTS.items() if args.filter is None or args.filter in name}
     turns = {name: functools.partial(run, problem) for name, run in variants.items()}
-    seconds = take_turns(turns, args.rounds, prepare=forget)
+    seconds = take_turns(turns, args.rounds, prepare=forget, clock=args.clock)
     peaks: dict[str, float] = {}
     for name, run in turns.items() if args.memory else ():
         forget()
@@ -213,7 +214,7 @@ def main() -> None:
     ]
     title = (
         f"{args.pairs} pairs × 2 × {args.tokens} tokens, H {args.hidden}, V {args.vocabulary}, {args.dtype}, "
-        f"{machine()}"
+        f"{machine()}{clock_note(args.clock)}"
     )
     text = f"{title}\n\n{table(rows)}"
     print(text)

@@ -29,7 +29,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import machine, markdown, peak_in_fresh_process, peak_of, ratio, spread, take_turns, write_results
+from common import (
+    add_clock,
+    clock_note,
+    machine,
+    markdown,
+    peak_in_fresh_process,
+    peak_of,
+    ratio,
+    spread,
+    take_turns,
+    write_results,
+)
 from step_variants import VARIANTS, Bench
 
 SHAPES = ("350,40", "150,80", "64,192", "8,64")
@@ -55,6 +66,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
+    add_clock(parser)
     parser.add_argument("--memory", action="store_true", help="also measure peak memory, a process a variant")
     parser.add_argument("--fresh", action="store_true", help="measure shapes again that OUTPUT.json holds")
     parser.add_argument("--output", help="write OUTPUT.md and OUTPUT.json")
@@ -80,7 +92,7 @@ def setting_of(args: argparse.Namespace) -> str:
     ragged = ", lengths from half of those to all of them" if args.ragged else ""
     return (
         f"{args.pairs} pairs{ragged}, {args.geometry}, {args.layers} layers × {args.hidden}, V {args.vocabulary}, "
-        f"{args.dtype}, {machine(args.device)}"
+        f"{args.dtype}, {machine(args.device)}{clock_note(args.clock)}"
     )
 
 
@@ -88,7 +100,7 @@ def measure(args: argparse.Namespace, names: list[str], shape: str, checkpointin
     """The rows of one shape."""
     prompt, response = (int(part) for part in shape.split(","))
     bench = Bench(args, prompt, response, checkpointing == "on")
-    seconds = take_turns({name: bench.step_of(name) for name in names}, args.rounds, args.device)
+    seconds = take_turns({name: bench.step_of(name) for name in names}, args.rounds, args.device, clock=args.clock)
     del bench
     rows: list[dict[str, Any]] = []
     for name, times in seconds.items():
