@@ -167,23 +167,35 @@ class Results:
         setting: what must be equal for tables to stand in one file.
         command: how they are made.
         table: Markdown of one of them.
+        fresh: what the files hold is measured again, and forgotten where its setting is another.
     """
 
     def __init__(
-        self, output: str | None, setting: str, command: str, table: Callable[[dict[str, Any]], str]
+        self,
+        output: str | None,
+        setting: str,
+        command: str,
+        table: Callable[[dict[str, Any]], str],
+        fresh: bool = False,
     ) -> None:
-        self.output, self.setting, self.command, self._table = output, setting, command, table
+        self.output, self.setting, self.command, self._table, self.fresh = output, setting, command, table, fresh
         self.found: dict[str, dict[str, Any]] = {}
         path = Path(f"{output}.json")
         if output is not None and path.exists():
             earlier = json.loads(path.read_text())
-            if earlier["setting"] != setting:
-                sys.exit(f"{path} holds results of another setting ({earlier['setting']}); choose another --output.")
-            self.found = {result["key"]: result for result in earlier["results"]}
+            if earlier["setting"] != setting and not fresh:
+                sys.exit(
+                    f"{path} holds results of another setting ({earlier['setting']}); choose another --output, or "
+                    "--fresh to replace them."
+                )
+            if earlier["setting"] == setting:
+                self.found = {result["key"]: result for result in earlier["results"]}
 
-    def holds(self, key: str, rounds: int, fresh: bool) -> bool:
-        """Whether a table is there with at least so many rounds, and is not to be measured afresh."""
-        held = not fresh and key in self.found and self.found[key]["rounds"] >= rounds
+    def holds(self, key: str, rounds: int, variants: Sequence[str] = ()) -> bool:
+        """Whether a table is there with at least so many rounds and these variants, and is not to be measured afresh."""
+        found = self.found.get(key, {"rounds": 0, "rows": []})
+        has = {row["variant"] for row in found["rows"]}
+        held = not self.fresh and found["rounds"] >= rounds and has >= set(variants)
         print(f"{key}: held by {self.output}.json" if held else key, file=sys.stderr, flush=True)
         return held
 

@@ -137,7 +137,6 @@ def measure(args: argparse.Namespace, model_type: str, shape: str, checkpointing
             sys.exit(f"{model_type}, {shape}: {name} differs from separate by {difference:.1e}.")
     turns = {name: lambda way=way: bench.run(way) for name, way in ways.items()}
     seconds = take_turns(turns, args.rounds, args.device, prepare=bench.forget, clock=args.clock)
-    del bench
     rows: list[dict[str, Any]] = []
     for name, times in seconds.items():
         peak = None
@@ -221,12 +220,12 @@ def main() -> None:
         f"{args.pairs} pairs{ragged}, {args.layers} layers × {args.hidden}, {args.dtype}, "
         f"{machine(args.device)}{clock_note(args.clock)}"
     )
-    results = Results(args.output, setting, f"python benchmarks/prefix.py {' '.join(sys.argv[1:])}", table)
+    results = Results(args.output, setting, f"python benchmarks/prefix.py {' '.join(sys.argv[1:])}", table, args.fresh)
     for model_type in args.types:
         for shape in args.shapes:
             for checkpointing in args.checkpointing:
                 key = f"{model_type} {shape} checkpointing {checkpointing}"
-                if results.holds(key, args.rounds, args.fresh):
+                if results.holds(key, args.rounds):
                     continue
                 rows = measure(args, model_type, shape, checkpointing == "on")
                 found = {"type": model_type, "shape": shape, "checkpointing": checkpointing, "rounds": args.rounds}

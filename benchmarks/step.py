@@ -20,16 +20,16 @@ Results are kept by shape in OUTPUT.json: a run that was cut off goes on where i
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import statistics
 import sys
 import warnings
-from pathlib import Path
 from typing import Any
 
 import torch
 from common import (
+    TASK_LENGTHS,
+    Results,
     add_clock,
     clock_note,
     machine,
@@ -39,11 +39,9 @@ from common import (
     ratio,
     spread,
     take_turns,
-    write_results,
 )
 from step_variants import VARIANTS, Bench
 
-SHAPES = ("350,40", "150,80", "64,192", "8,64")
 BASES = {
     False: ("TRL DPO", "TRL DPO, head on responses"),
     True: ("LoRA: TRL DPO, reference precomputed", "LoRA: TRL DPO, precomputed, head on responses"),
@@ -52,9 +50,10 @@ BASES = {
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shapes", nargs="+", default=SHAPES, metavar="PROMPT,RESPONSE", help="tokens")
+    parser.add_argument("--shapes", nargs="+", default=TASK_LENGTHS, metavar="PROMPT,RESPONSE", help="tokens")
     parser.add_argument("--checkpointing", nargs="+", default=("off", "on"), choices=("off", "on"))
     parser.add_argument("--variants", nargs="+", metavar="WORDS", help="only variants whose name begins so")
+    parser.add_argument("--exactly", nargs="+", metavar="NAME", choices=tuple(VARIANTS), help="only these variants")
     parser.add_argument("--geometry", choices=("gpt2", "llama"), default="gpt2")
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--hidden", type=int, default=768)
@@ -78,11 +77,17 @@ def arguments() -> argparse.Namespace:
     return args
 
 
+def wanted_variants(args: argparse.Namespace) -> list[str]:
+    """Variants that the command asks for, whether the installed sparsepo has their settings or not."""
+    if args.exactly:
+        return [name for name in VARIANTS if name in args.exactly]
+    return [name for name in VARIANTS if any(name.startswith(words) for words in args.variants or [""])]
+
+
 def chosen_variants(args: argparse.Namespace) -> list[str]:
     """Variants of this run, the ones that others are compared with among them."""
-    wanted = args.variants or [""]
     names = [name for name, variant in VARIANTS.items() if variant.available]
-    chosen = [name for name in names if any(name.startswith(words) for words in wanted)]
+    chosen = [name for name in names if name in wanted_variants(args)]
     kinds = {VARIANTS[name].lora for name in chosen}
     return [name for name in names if name in chosen or any(name in BASES[kind] for kind in kinds)]
 
@@ -143,27 +148,15 @@ def table(rows: list[dict[str, Any]], lora: bool) -> str:
     return markdown(header, lines) + "\n"
 
 
-def report(setting: str, shapes: list[dict[str, Any]], command: str) -> str:
-    """All shapes' tables."""
-    parts = [f"`{command}`\n\n{setting}\n"]
-    for shape in shapes:
-        parts.append(
-            f"## {shape['prompt']} prompt + {shape['response']} response tokens, gradient checkpointing "
-            f"{shape['checkpointing']}, {shape['rounds']} rounds\n"
-        )
-        parts.extend(filter(None, (table(shape["rows"], lora) for lora in (False, True))))
-    return "\n".join(parts)
-
-
-def earlier_results(args: argparse.Namespace, setting: str) -> dict[str, Any]:
-    """Shapes that OUTPUT.json holds, by key."""
-    path = Path(f"{args.output}.json")
-    if args.output is None or not path.exists():
-        return {}
-    found = json.loads(path.read_text())
-    if found["setting"] != setting:
-        sys.exit(f"{path} holds results of another setting ({found['setting']}); choose another --output.")
-    return {shape["key"]: shape for shape in found["shapes"]}
+def report(result: dict[str, Any]) -> str:
+    """The tables of one shape."""
+    title = (
+        f"## {result['prompt']} prompt + {result['response']} response tokens, gradient checkpointing "
+        f"{result['checkpointing']}, {result['rounds']} rounds\n"
+    )
+    left_out = "".join(f"Left out: {name} (no setting {', '.join(gone)}).\n" for name, gone in result["left_out"])
+    tables = filter(None, (table(result["rows"], lora) for lora in (False, True)))
+    return "\n".join([title, *tables, *filter(None, [left_out])])
 
 
 def main() -> None:
@@ -174,37 +167,22 @@ def main() -> None:
     if args.only:
         print(measure_memory(args))
         return
-    setting = setting_of(args)
     command = f"python benchmarks/step.py {' '.join(sys.argv[1:])}"
-    shapes = earlier_results(args, setting)
+    results = Results(args.output, setting_of(args), command, report, args.fresh)
+    chosen = chosen_variants(args)
+    lacking = [(name, VARIANTS[name].missing) for name in wanted_variants(args) if not VARIANTS[name].available]
     for shape in args.shapes:
         for checkpointing in args.checkpointing:
             key = f"{shape} checkpointing {checkpointing}"
-            held = {row["variant"] for row in shapes[key]["rows"]} if key in shapes and not args.fresh else set()
-            chosen = set(chosen_variants(args))
-            if held >= chosen and shapes[key]["rounds"] >= args.rounds:
-                print(f"{key}: held by {args.output}.json", file=sys.stderr)
-                continue
-            print(f"{key}", file=sys.stderr)
             # ratios hold within a run: what was held is measured again beside what is new
-            rows = measure(args, [name for name in VARIANTS if name in held | chosen], shape, checkpointing)
+            held = [] if args.fresh else [row["variant"] for row in results.found.get(key, {"rows": []})["rows"]]
+            if results.holds(key, args.rounds, chosen):
+                continue
+            rows = measure(args, [name for name in VARIANTS if name in {*held, *chosen}], shape, checkpointing)
             prompt, response = (int(part) for part in shape.split(","))
-            shapes[key] = {
-                "key": key,
-                "prompt": prompt,
-                "response": response,
-                "checkpointing": checkpointing,
-                "rounds": args.rounds,
-                "rows": rows,
-            }
-            if args.output:
-                write_results(args.output, report(setting, list(shapes.values()), command), saved(setting, shapes))
-    print(report(setting, list(shapes.values()), command))
-
-
-def saved(setting: str, shapes: dict[str, Any]) -> dict[str, Any]:
-    """What OUTPUT.json holds."""
-    return {"setting": setting, "shapes": list(shapes.values())}
+            found = {"prompt": prompt, "response": response, "checkpointing": checkpointing, "rounds": args.rounds}
+            results.add(key, {**found, "rows": rows, "left_out": lacking})
+    print(results.text())
 
 
 if __name__ == "__main__":
