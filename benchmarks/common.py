@@ -9,7 +9,6 @@ import importlib.metadata
 import json
 import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -91,13 +90,9 @@ def peak_allocated(run: Run) -> float:
     return peak / 2**20
 
 
-def peak_in_fresh_process(script: str, arguments: Sequence[str], name: str) -> float:
-    """Peak memory of one variant: the script run anew with ``--only NAME``, which prints it last, MiB."""
-    command = [sys.executable, script, *arguments, "--only", name]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"--only {name!r} failed:\n{done.stderr[-2000:]}")
-    return float(done.stdout.strip().splitlines()[-1])
+def peak_extra(run: Run, device: str = "cpu") -> float:
+    """Peak of what torch allocates during a call, beside what was there before it, MiB."""
+    return peak_of(run, device) if device.startswith("cuda") else peak_allocated(run)
 
 
 def take_turns(

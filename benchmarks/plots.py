@@ -11,15 +11,14 @@ from __future__ import annotations
 
 import argparse
 import functools
-import statistics
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import Results, add_clock, clock_note, machine, markdown, peak_allocated, spread, take_turns
-from scorer import VARIANTS, Problem, ours
+from common import Results, add_clock, clock_note, machine, markdown, spread
+from scorer import VARIANTS, Problem, measure, ours
 
 from sparsepo.scoring import DenseScorer, FusedScorer
 
@@ -31,7 +30,7 @@ STYLES = {
     "TRL composed (with KL)": ("#CC79A7", "v"),
     "fused": ("#0072B2", "o"),
     "fused, 80 % zeros": ("#56B4E9", "D"),
-    "frozen head: fused": ("#56B4E9", "D"),
+    "frozen head: fused": ("#666666", "X"),
     "frozen head: cached reference": ("#D55E00", "P"),
 }
 LINES = ("dense", "TRL DPO (no KL)", "TRL composed (with KL)")  # do not depend on the masks' zeros
@@ -55,24 +54,6 @@ def sparsity_runs() -> dict[str, dict[float, Run]]:
 
 def _ours(problem: Problem, scorer: Any, share: float, **settings: Any) -> None:
     ours(problem, scorer, share, **settings)
-
-
-def measure(args: argparse.Namespace, tokens: int, runs: dict[str, Run]) -> list[dict[str, Any]]:
-    """Seconds and peaks of some runs on one problem."""
-    problem = Problem(argparse.Namespace(**{**vars(args), "tokens": tokens}))
-
-    def forget() -> None:
-        problem.weight.grad = problem.hidden.grad = None
-
-    turns = {name: functools.partial(run, problem) for name, run in runs.items()}
-    seconds = take_turns(turns, args.rounds, prepare=forget, clock=args.clock)
-    rows = []
-    for name, run in turns.items():
-        forget()
-        times = seconds[name]
-        row = {"variant": name, "median": statistics.median(times), "seconds": times}
-        rows.append({**row, "peak_mib": peak_allocated(run)})
-    return rows
 
 
 def table(result: dict[str, Any]) -> str:
@@ -127,7 +108,7 @@ def draw(points: Points, axis: str, title: str, path: Path, clock: str, ticks: S
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     pyplot.rcParams.update({"font.size": 10, "svg.hashsalt": "sparsepo", "axes.spines.top": False})
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
@@ -150,10 +131,12 @@ def draw(points: Points, axis: str, title: str, path: Path, clock: str, ticks: S
         if log:
             panel.set_xscale("log", base=2)
             panel.set_yscale("log")
+            panel.yaxis.set_major_locator(ticker.LogLocator(10, subs=(1, 2, 5)))
+            panel.yaxis.set_major_formatter("{x:g}")
+            panel.minorticks_off()
         else:
             panel.set_ylim(bottom=0)
         panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-        panel.minorticks_off() if log else None
         panel.set_xlabel(axis)
         panel.set_ylabel(label)
         panel.grid(alpha=0.3)
@@ -177,6 +160,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     add_clock(parser)
     parser.add_argument("--fresh", action="store_true", help="measure again what is there")
+    parser.set_defaults(memory=True)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "plots", help="folder")
     return parser.parse_args()
 
@@ -203,7 +187,7 @@ def main() -> None:
             print(f"{name}: nothing measured yet (--rounds 0 measures nothing)", file=sys.stderr)
             continue
         ticks = (0, 25, 50, 70, 80, 90, 100) if name == "sparsity" else [int(key) for key in results.found]
-        title = f"Scoring head, loss and gradients: {detail}{setting}"
+        title = f"Scoring head, loss and gradients: {detail}{sizes}\n{machine()}{clock_note(args.clock)}"
         draw(points(results), axis, title, args.output / name, args.clock, ticks, log=name == "length")
         print(args.output / f"{name}.png")
 

@@ -29,8 +29,7 @@ from common import (
     clock_note,
     machine,
     markdown,
-    peak_in_fresh_process,
-    peak_of,
+    peak_extra,
     ratio,
     spread,
     take_turns,
@@ -139,28 +138,11 @@ def measure(args: argparse.Namespace, model_type: str, shape: str, checkpointing
     seconds = take_turns(turns, args.rounds, args.device, prepare=bench.forget, clock=args.clock)
     rows: list[dict[str, Any]] = []
     for name, times in seconds.items():
-        peak = None
-        if args.memory:
-            peak = peak_in_fresh_process(__file__, child_arguments(args, model_type, shape, checkpointing), name)
+        bench.forget()
+        peak = peak_extra(turns[name], args.device) if args.memory else None
         row = {"variant": name, "median": statistics.median(times), "seconds": times}
         rows.append({**row, "difference": differences[name], "peak_mib": peak})
     return rows
-
-
-def child_arguments(args: argparse.Namespace, model_type: str, shape: str, checkpointing: bool) -> list[str]:
-    """The command line of a process that measures one variant's memory."""
-    names = ("layers", "hidden", "vocabulary", "pairs", "dtype", "device", "threads")
-    given = [text for name in names for text in (f"--{name}", str(getattr(args, name)))]
-    state = ["--checkpointing", "on" if checkpointing else "off", *(["--ragged"] if args.ragged else [])]
-    return [*given, "--types", model_type, "--shapes", shape, *state]
-
-
-def measure_memory(args: argparse.Namespace) -> float:
-    """Peak of the second run of ``--only``, MiB."""
-    checkpointing = args.checkpointing[0] == "on"
-    bench, way = Bench(args, args.types[0], args.shapes[0], checkpointing), variants(checkpointing)[args.only]
-    bench.run(way)
-    return peak_of(lambda: bench.run(way), args.device)
 
 
 def table(result: dict[str, Any]) -> str:
@@ -200,10 +182,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     add_clock(parser)
-    parser.add_argument("--memory", action="store_true", help="also measure peak memory, a process a variant")
+    parser.add_argument("--memory", action="store_true", help="also measure peak memory")
     parser.add_argument("--fresh", action="store_true", help="measure again what OUTPUT.json holds")
     parser.add_argument("--output", help="write OUTPUT.md and OUTPUT.json")
-    parser.add_argument("--only", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
@@ -212,9 +193,6 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     logging.getLogger("sparsepo").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="(transformers|torch).*")
-    if args.only:
-        print(measure_memory(args))
-        return
     ragged = ", lengths from half of those to all of them" if args.ragged else ""
     setting = (
         f"{args.pairs} pairs{ragged}, {args.layers} layers × {args.hidden}, {args.dtype}, "

@@ -34,8 +34,19 @@ STEP_TARGETS = (
 # sizes at which every script ends in seconds
 QUICK = {
     "scorer.py": ("--vocabulary", "400", "--hidden", "32", "--tokens", "12"),
-    "step.py": ("--vocabulary", "400", "--hidden", "64", "--layers", "1", "--shapes", "12,4"),
-    "prefix.py": ("--hidden", "64", "--layers", "1", "--shapes", "24,4", "--vocabulary", "400"),
+    "step.py": ("--vocabulary", "400", "--hidden", "64", "--layers", "1", "--shapes", "12,4", "--checkpointing", "off"),
+    "prefix.py": (
+        "--checkpointing",
+        "off",
+        "--hidden",
+        "64",
+        "--layers",
+        "1",
+        "--shapes",
+        "24,4",
+        "--vocabulary",
+        "400",
+    ),
     "rows.py": ("--vocabularies", "301", "--rows", "16"),
 }
 
@@ -110,7 +121,7 @@ def index_page(folder: Path, tables: dict[str, Table]) -> str:
 def main() -> None:
     tables = all_tables()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tables", nargs="+", choices=tuple(tables), default=tuple(tables), metavar="NAME")
+    parser.add_argument("--tables", nargs="+", choices=tuple(tables), metavar="NAME", help=", ".join(tables))
     parser.add_argument("--output", type=Path, help="folder of the results (benchmarks/results)")
     parser.add_argument("--rounds", type=int, help="instead of each script's own number")
     parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall")
@@ -118,10 +129,14 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="tiny sizes, one round: to see that it works")
     parser.add_argument("--index", action="store_true", help="only write the page that lists the tables")
     args = parser.parse_args()
+    # with tiny sizes the other precisions and vocabularies would be the same again
+    names = args.tables or [
+        name for name in tables if not args.quick or ("bfloat16" not in name and "v152k" not in name)
+    ]
     folder = args.output or (Path("runs/benchmarks_quick") if args.quick else HERE / "results")
     folder.mkdir(parents=True, exist_ok=True)
     failed = []
-    for name in () if args.index else args.tables:
+    for name in () if args.index else names:
         table, output = tables[name], folder / name
         if table.script == "rows.py" and output.with_suffix(".json").exists() and not args.force:
             print(f"{name}: there", file=sys.stderr)

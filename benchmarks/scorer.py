@@ -187,14 +187,14 @@ def table(result: dict[str, Any]) -> str:
     return f"{title}\n\n{markdown([*header, 'peak extra MiB', 'peak ÷ dense'], lines)}"
 
 
-def measure(args: argparse.Namespace, tokens: int) -> list[dict[str, Any]]:
-    """The rows of one table."""
+def measure(args: argparse.Namespace, tokens: int, runs: dict[str, Callable[[Problem], None]]) -> list[dict[str, Any]]:
+    """Seconds and peaks of some runs on one problem."""
     problem = Problem(argparse.Namespace(**{**vars(args), "tokens": tokens}))
 
     def forget() -> None:
         problem.weight.grad = problem.hidden.grad = None
 
-    turns = {name: functools.partial(run, problem) for name, run in VARIANTS.items() if (args.filter or "") in name}
+    turns = {name: functools.partial(run, problem) for name, run in runs.items()}
     seconds = take_turns(turns, args.rounds, prepare=forget, clock=args.clock)
     peaks: dict[str, float] = {}
     for name, run in turns.items() if args.memory else ():
@@ -226,10 +226,10 @@ def main() -> None:
     results = Results(args.output, setting, f"python benchmarks/scorer.py {' '.join(sys.argv[1:])}", table, args.fresh)
     for tokens in args.tokens:
         key = f"{args.pairs} pairs, {tokens} tokens"
-        names = [name for name in VARIANTS if (args.filter or "") in name]
-        if not results.holds(key, args.rounds, names):
+        runs = {name: run for name, run in VARIANTS.items() if (args.filter or "") in name}
+        if not results.holds(key, args.rounds, list(runs)):
             found = {"pairs": args.pairs, "tokens": tokens, "rounds": args.rounds}
-            results.add(key, {**found, "rows": measure(args, tokens)})
+            results.add(key, {**found, "rows": measure(args, tokens, runs)})
     print(results.text())
 
 

@@ -5,8 +5,8 @@
 A step is what Trainer's loop does for a batch: forward of reference and policy, loss, backward, clipping, optimiser. Both
 sides are driven through their own ``training_step``, ``_clip_grad_norm`` and optimiser, on the same tokens; models are
 random and of GPT-2 small's sizes (``--geometry``, ``--layers``, … choose others). Variants take turns within each round;
-ratios are of medians, with the smallest and largest ratio within a round in brackets. Peak memory is that of a second step
-above models and optimiser, in a fresh process a variant (``--memory``).
+ratios are of medians, with the smallest and largest ratio within a round in brackets. Peak memory is what torch allocates
+in a further step beside models and optimiser, gradients included (``--memory``).
 
 ``SparsePO`` has learned masks and the full-vocabulary KL, and is a step that is not logged; a logged step also collects
 the entropy, mean logits and top-1 hits that TRL's step always does. TRL's head scores prompt positions too on devices
@@ -34,8 +34,7 @@ from common import (
     clock_note,
     machine,
     markdown,
-    peak_in_fresh_process,
-    peak_of,
+    peak_extra,
     ratio,
     spread,
     take_turns,
@@ -66,10 +65,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     add_clock(parser)
-    parser.add_argument("--memory", action="store_true", help="also measure peak memory, a process a variant")
+    parser.add_argument("--memory", action="store_true", help="also measure peak memory")
     parser.add_argument("--fresh", action="store_true", help="measure shapes again that OUTPUT.json holds")
     parser.add_argument("--output", help="write OUTPUT.md and OUTPUT.json")
-    parser.add_argument("--only", help=argparse.SUPPRESS)
     args = parser.parse_args()
     unknown = [words for words in args.variants or () if not any(name.startswith(words) for name in VARIANTS)]
     if unknown:
@@ -105,32 +103,13 @@ def measure(args: argparse.Namespace, names: list[str], shape: str, checkpointin
     """The rows of one shape."""
     prompt, response = (int(part) for part in shape.split(","))
     bench = Bench(args, prompt, response, checkpointing == "on")
-    seconds = take_turns({name: bench.step_of(name) for name in names}, args.rounds, args.device, clock=args.clock)
-    del bench
+    steps = {name: bench.step_of(name) for name in names}
+    seconds = take_turns(steps, args.rounds, args.device, clock=args.clock)
     rows: list[dict[str, Any]] = []
     for name, times in seconds.items():
-        peak = None
-        if args.memory:
-            print(f"memory  {name}", file=sys.stderr, flush=True)
-            peak = peak_in_fresh_process(__file__, child_arguments(args, shape, checkpointing), name)
+        peak = peak_extra(steps[name], args.device) if args.memory else None
         rows.append({"variant": name, "median": statistics.median(times), "seconds": times, "peak_mib": peak})
     return rows
-
-
-def child_arguments(args: argparse.Namespace, shape: str, checkpointing: str) -> list[str]:
-    """The command line of a process that measures one variant's memory."""
-    names = ("geometry", "layers", "hidden", "vocabulary", "positions", "pairs", "dtype", "device", "threads")
-    given = [text for name in names for text in (f"--{name}", str(getattr(args, name)))]
-    return [*given, *(["--ragged"] if args.ragged else []), "--shapes", shape, "--checkpointing", checkpointing]
-
-
-def measure_memory(args: argparse.Namespace) -> float:
-    """Peak of the second step of ``--only``, MiB."""
-    prompt, response = (int(part) for part in args.shapes[0].split(","))
-    bench = Bench(args, prompt, response, args.checkpointing[0] == "on")
-    step = bench.step_of(args.only)
-    step()
-    return peak_of(step, args.device)
 
 
 def table(rows: list[dict[str, Any]], lora: bool) -> str:
@@ -164,9 +143,6 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     logging.getLogger("sparsepo").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="(transformers|trl|peft|torch).*")
-    if args.only:
-        print(measure_memory(args))
-        return
     command = f"python benchmarks/step.py {' '.join(sys.argv[1:])}"
     results = Results(args.output, setting_of(args), command, report, args.fresh)
     chosen = chosen_variants(args)

@@ -130,14 +130,13 @@ class PrefixSharing:
         ids = batch["input_ids"]
         shape = (ids.shape[1], prompt_width, tail_width)
         hidden = int(getattr(backbone.config, "hidden_size", 0) or 1)
-        gains = {
-            route: estimated_gain(route, len(ids) // 2, shape, hidden) for route in self._allowed(backbone, tapped)
-        }
+        allowed = self._allowed(backbone, tapped)
+        gains = {route: estimated_gain(route, len(ids) // 2, shape, hidden) for route in allowed}
         if self.mode == "auto":
             gains = {route: gain for route, gain in gains.items() if gain >= LEAST_GAIN}
         if not gains:
             return None, None
-        proven = self._proven(backbone, tapped)
+        proven = self._proven(backbone, allowed)
         gains = {route: gain for route, gain in gains.items() if route in proven}
         if not gains:
             return None, None
@@ -156,9 +155,8 @@ class PrefixSharing:
             return ("row",)
         return ROUTES
 
-    def _proven(self, backbone: nn.Module, tapped: bool) -> list[str]:
+    def _proven(self, backbone: nn.Module, allowed: tuple[str, ...]) -> list[str]:
         """The allowed routes that are proven for a backbone as it stands; where there is none the reason is logged once."""
-        allowed = self._allowed(backbone, tapped)
         key = (id(backbone), backbone.training, allowed)
         if key not in self._routes:
             reasons = {route: self._why_not(route, backbone) for route in allowed}
@@ -203,9 +201,12 @@ def _active_dropout(backbone: nn.Module) -> str | None:
 
 def _is_sharded(backbone: nn.Module) -> bool:
     """Whether parameters are split over processes (FSDP, FSDP2, ZeRO-3)."""
-    if any(type(module).__name__ == "FullyShardedDataParallel" for module in backbone.modules()):
-        return True
-    return any(hasattr(p, "full_tensor") or hasattr(p, "ds_id") for p in backbone.parameters())
+    for module in backbone.modules():  # one walk: a step asks for both backbones
+        if type(module).__name__ == "FullyShardedDataParallel":
+            return True
+        if any(hasattr(p, "full_tensor") or hasattr(p, "ds_id") for p in module._parameters.values()):
+            return True
+    return False
 
 
 SEPARATE = PrefixSharing("off")

@@ -45,13 +45,14 @@ def base_model_of(model: Any) -> Any:
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """The model in evaluation mode; every module's own mode is restored."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+    in_training = [module for module in model.modules() if module.training]
+    if in_training:  # a reference of its own is in evaluation mode already
+        model.eval()
     try:
         yield
     finally:
-        for module, mode in modes:
-            module.training = mode
+        for module in in_training:
+            module.training = True
 
 
 def reference_view(

@@ -272,7 +272,7 @@ class SparsePOTrainer(MaskWatch, MaskCheckpoints, MaskOptimisation, MaskControl,
             logs.update(self._sums["train"].drain(self.accelerator))
             logs["num_tokens"] = self._count_tokens()
             if self.mask_grad_norm is not None:
-                logs["mask/grad_norm"] = self.mask_grad_norm
+                logs["mask/grad_norm"] = float(self.mask_grad_norm)
             logs.update(self._read_monitor())
             logs.update(self._control_logs())
         super().log(logs, start_time)
