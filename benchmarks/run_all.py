@@ -101,12 +101,19 @@ def _is_foreign(output: Path) -> bool:
     return path.exists() and "results" not in json.loads(path.read_text())
 
 
+def _setting_of(path: Path) -> str:
+    if not path.exists():
+        return "not measured yet"
+    setting = json.loads(path.read_text()).get("setting", "")
+    return setting if isinstance(setting, str) else "its first lines say"
+
+
 def index_page(folder: Path, tables: dict[str, Table]) -> str:
     """Markdown: targets, and the tables with what they were measured on."""
     lines = ["| table | what | measured on |", "|---|---|---|"]
     for name, table in tables.items():
         path = folder / f"{name}.json"
-        setting = json.loads(path.read_text()).get("setting", "") if path.exists() else "not measured yet"
+        setting = _setting_of(path)
         link = f"[{name}]({name}.md)" if path.exists() else name
         lines.append(f"| {link} | {table.text} | {setting} |")
     plots = sorted(file.name for file in (folder / "plots").glob("*.png"))
