@@ -11,6 +11,7 @@ from sparsepo.masks.base import TokenMasks
 from sparsepo.objectives import get_objective
 from sparsepo.scoring import DenseScorer, FusedScorer
 from sparsepo.scoring.products import is_native, project_into, times_weight
+from sparsepo.scoring.triton_rows import TritonRows, row_backend, triton_is_available
 
 from .test_fused import assert_same, problem
 
@@ -18,9 +19,9 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 LENGTHS = [5, 2, 7, 1]
 
 
-def outcome(scorer, objective, dtype=torch.float32, frozen=False):
+def outcome(scorer, objective, dtype=torch.float32, frozen=False, **more):
     """Losses and gradients of tests/scoring/test_fused.py's problem on the GPU."""
-    leaves, inputs = problem(3, LENGTHS, dtype=dtype)
+    leaves, inputs = problem(3, LENGTHS, dtype=dtype, **more)
     leaves = {
         name: leaf.detach().cuda().requires_grad_(not (frozen and name == "weight")) for name, leaf in leaves.items()
     }
@@ -60,7 +61,21 @@ def test_half_products_have_float32_results(dtype):
 def test_fused_equals_dense(name, frozen, dtype, rtol):
     objective = get_objective(name)
     expected = outcome(DenseScorer(), objective, dtype, frozen)
-    assert_same(outcome(FusedScorer(), objective, dtype, frozen), expected, rtol)
+    for budget in (None, 1e-3):  # all pairs in one group; a pair in two passes
+        assert_same(outcome(FusedScorer(budget), objective, dtype, frozen), expected, rtol)
+
+
+@pytest.mark.parametrize("more", [{"bias": True}, {"scale": 0.5, "softcap": 5.0}])
+def test_bias_scale_and_cap(more):
+    objective = get_objective("sparsepo", kl_anchor=0.1)
+    assert_same(outcome(FusedScorer(), objective, **more), outcome(DenseScorer(), objective, **more), 3e-5)
+
+
+@pytest.mark.skipif(not triton_is_available(), reason="triton is not installed")
+def test_rows_go_through_triton_whatever_the_precision():
+    with torch.autocast("cuda", dtype=torch.bfloat16):  # as in a run whose first step asks
+        assert row_backend("cuda") is TritonRows
+    assert row_backend("cuda:0") is TritonRows
 
 
 def test_mixed_precision_multiplies_in_half_and_keeps_float32_rows():

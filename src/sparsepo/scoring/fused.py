@@ -31,6 +31,7 @@ from .triton_rows import row_backend
 from .walks import Work, walk
 
 LEAST_BUDGET_MIB = 512
+GPU_SHARE = 64  # of a GPU's memory, where that is more: larger groups need fewer launches
 
 
 @dataclass
@@ -42,6 +43,7 @@ class _Plan:
     need_kl: bool
     budget: int | None  # bytes of the buffers of logits
     with_gradient: bool
+    kept: tuple[Tensor, ...]  # rows and columns of the tokens to score, (N,) each
     pair_loss: PairLoss | None = None
     arrays: dict[str, Tensor] = field(default_factory=dict)
 
@@ -51,7 +53,8 @@ class FusedScorer:
 
     Args:
         budget_mib: memory for rows of logits (policy and reference together), MiB. Peak extra memory is this plus the
-            gradient of the head, whatever the batch size. None: the size of that gradient in float32, at least 512.
+            gradient of the head, whatever the batch size. None: the size of that gradient in float32, at least 512, and on
+            CUDA at least 1/64 of the device's memory.
 
     Values agree with :class:`DenseScorer` to rounding. The returned scores are detached: gradients flow through ``loss``.
     """
@@ -65,11 +68,12 @@ class FusedScorer:
         self, inputs: ScorerInputs, objective: Callable[[PairScores], PairLoss], need_kl: bool
     ) -> ScorerOutput:
         inputs.check_cached(need_kl)
-        keep = inputs.scored
-        plan = _Plan(inputs, objective, need_kl, self.budget, torch.is_grad_enabled())
+        # looked up once: every use of a boolean index waits for the device
+        kept = inputs.scored.nonzero(as_tuple=True)
+        plan = _Plan(inputs, objective, need_kl, self.budget, torch.is_grad_enabled(), kept)
         head, masks = inputs.policy_head, inputs.masks
         loss = _FusedLoss.apply(
-            inputs.policy_hidden[keep],
+            inputs.policy_hidden[kept],
             head.weight,
             head.bias,
             None if masks is None else masks.reward,
@@ -139,12 +143,16 @@ def _operand(head: LMHead) -> LMHead:
 
 
 def _budget(plan: _Plan, weight: Tensor) -> int:
-    return max(LEAST_BUDGET_MIB << 20, 4 * weight.numel()) if plan.budget is None else plan.budget
+    if plan.budget is not None:
+        return plan.budget
+    least = LEAST_BUDGET_MIB << 20
+    if weight.device.type == "cuda":
+        least = max(least, torch.cuda.get_device_properties(weight.device).total_memory // GPU_SHARE)
+    return max(least, 4 * weight.numel())
 
 
 def _prepare(hidden: Tensor, weight: Tensor, bias: Tensor | None, plan: _Plan, needs: Any) -> Work:
-    inputs = plan.inputs
-    keep = inputs.scored
+    inputs, keep = plan.inputs, plan.kept
     dtype = torch.promote_types(torch.promote_types(weight.dtype, hidden.dtype), torch.float32)
     cached, reference = inputs.cached, inputs.reference_hidden
 
@@ -156,6 +164,7 @@ def _prepare(hidden: Tensor, weight: Tensor, bias: Tensor | None, plan: _Plan, n
 
     return Work(
         head=_operand(inputs.policy_head),
+        flat=keep[0] * inputs.targets.shape[1] + keep[1],
         hidden=hidden.detach(),
         targets=inputs.targets[keep],
         reference_head=None if cached is not None or inputs.reference_head is None else _operand(inputs.reference_head),

@@ -72,6 +72,25 @@ def add_outer(total: Tensor, rows: Tensor, hidden: Tensor, like: Tensor) -> None
     total.addmm_(rows.T, hidden.to(rows.dtype))
 
 
+def backward_products(rows: Tensor, hidden: Tensor, weight: Tensor, total: Tensor | None) -> Tensor:
+    """rows · W as :func:`times_weight`, and total += rowsᵀ · hidden as :func:`add_outer` where there is a total.
+
+    Where half precision is multiplied natively, rows are cast once for both.
+    """
+    if total is None:
+        return times_weight(rows, weight)
+    if total.dtype != torch.float32 or not (_keeps_range(weight) and is_native(weight)):
+        add_outer(total, rows, hidden, weight)
+        return times_weight(rows, weight)
+    weight, hidden = weight.detach(), hidden.to(weight.dtype)
+    result = torch.zeros(len(rows), weight.shape[1], dtype=rows.dtype, device=rows.device)
+    for tile in weight_tiles(weight):
+        half = rows[:, tile].to(weight.dtype)
+        result += torch.mm(half, weight[tile], out_dtype=torch.float32)
+        total[tile] += torch.mm(half.T, hidden, out_dtype=torch.float32)
+    return result
+
+
 def weight_tiles(weight: Tensor) -> Iterator[slice]:
     """Consecutive rows of a (V, H) weight, some million elements at a time."""
     size = max(1, _TILE_ELEMENTS // weight.shape[1])
