@@ -115,27 +115,30 @@ class Bench:
         (states * self.gradient).sum().backward()
         return states.detach() * (self.gradient != 0)
 
-    def difference(self, found: PrefixSharing, expected: PrefixSharing) -> float:
-        """Largest relative norm of a difference, of hidden states and of all gradients together."""
-        results = []
-        for sharing in (expected, found):
-            self.forget()
-            states = self.run(sharing)
-            gradients = [p.grad.flatten().float() for p in self.backbone.parameters() if p.grad is not None]
-            results.append((states.float(), torch.cat(gradients)))
-        return max(float((b - a).norm() / a.norm()) for a, b in zip(*results, strict=True))
+    def values(self, sharing: PrefixSharing) -> tuple[Tensor, Tensor]:
+        """Hidden states, and all gradients together."""
+        self.forget()
+        states = self.run(sharing)
+        gradients = [p.grad.flatten().float() for p in self.backbone.parameters() if p.grad is not None]
+        return states.float(), torch.cat(gradients)
+
+
+def largest_difference(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> float:
+    """Largest norm of a difference relative to the norm of what was expected."""
+    return max(float((a - b).norm() / b.norm()) for a, b in zip(found, expected, strict=True))
 
 
 def measure(args: argparse.Namespace, model_type: str, shape: str, checkpointing: bool) -> list[dict[str, Any]]:
     """The rows of one table."""
     bench = Bench(args, model_type, shape, checkpointing)
     ways = variants(checkpointing)
-    differences = {name: bench.difference(way, ways["separate"]) for name, way in ways.items()}
+    expected = bench.values(ways["separate"])
+    differences = {name: largest_difference(bench.values(way), expected) for name, way in ways.items()}
     for name, difference in differences.items():
         if not difference < TOLERANCE[args.dtype]:
             sys.exit(f"{model_type}, {shape}: {name} differs from separate by {difference:.1e}.")
     turns = {name: lambda way=way: bench.run(way) for name, way in ways.items()}
-    seconds = take_turns(turns, args.rounds, args.device, prepare=bench.forget, clock=args.clock)
+    seconds = take_turns(turns, args.rounds, args.device, warmups=0, prepare=bench.forget, clock=args.clock)
     rows: list[dict[str, Any]] = []
     for name, times in seconds.items():
         bench.forget()
