@@ -182,7 +182,8 @@ class TokenLoss:
             batch: output of ``trainer.data_collator``: 2P sequences, chosen first.
 
         Returns:
-            PairScores of (P, S − 1) arrays; column t belongs to the token at position t + 1.
+            PairScores of (P, S − 1) arrays; column t belongs to the token at position t + 1. ``kl`` is None where a
+            reference cache (``precompute_ref``) holds none of these rows, as training without a KL leaves it.
         """
         self._fit_start()
         batch = self._prepare_inputs(batch)  # type: ignore[attr-defined]

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from tqdm.auto import tqdm
+from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from sparsepo.masks import Masker
 from sparsepo.scoring import LMHead
@@ -21,7 +20,7 @@ from .filling import RowSource, compute_block
 from .fingerprint import hash_json, read_rows
 from .plan import GIB, CachePlan, check_estimate
 from .reading import CachedRows, sequence_identity
-from .store import CacheFolder, check_file, split_rows, write_file
+from .store import CacheFolder, check_file, read_file, split_rows, write_file
 
 logger = logging.getLogger(__name__)
 
@@ -173,8 +172,9 @@ class ReferenceCache:
             tokens = sum(int(part.row_tokens[block.first : block.last].sum()) for block in rows)
             per_token = part.plan.token_bytes()
             size += tokens * sum(per_token.values())
-            logger.info(
-                "precompute_ref: %s, %d of %d files, %s response tokens of %s bytes (%s) → %s",
+            logger.warning(  # seen whatever the verbosity: disk is about to be taken
+                "precompute_ref: about to store %.3g GiB of %s, %d of %d files: %s response tokens of %s bytes (%s) in %s",
+                tokens * sum(per_token.values()) / GIB,
                 part.name,
                 len(rows),
                 len(part.folder.blocks),
@@ -198,7 +198,7 @@ class ReferenceCache:
         index, count = self.accelerator.process_index, self.accelerator.num_processes
         shares = [missing[first::count] for first in range(count)]
         batches = [sum(source.count(folder.blocks[number]) for number in share) for share in shares]
-        title = f"Reference of {part.name} ({part.tokens * sum(part.plan.token_bytes().values()) / GIB:.2g} GiB)"
+        title = f"Running the reference over {part.name}"
         with tqdm(total=batches[index], desc=title, unit="batch", disable=not show) as bar:
             for number in shares[index]:
                 if sharded or not folder.has(number):
@@ -218,7 +218,7 @@ class ReferenceCache:
                 tensors = {"weight": view.head.weight}
                 if view.head.bias is not None:
                     tensors["bias"] = view.head.bias
-                settings = {"scale": repr(view.head.scale), "softcap": repr(view.head.softcap)}
+                settings = {"scale": view.head.scale, "softcap": view.head.softcap}
                 write_file(self.head_path, tensors, settings)
         self.accelerator.wait_for_everyone()
 
@@ -237,11 +237,12 @@ class ReferenceCache:
         for part in self.sets:
             if part.rows is not None and part.rows.head is not None:
                 return part.rows.head
-        with safe_open(self.head_path, framework="pt") as file:
-            settings = file.metadata()
-            tensors = {name: file.get_tensor(name).to(self.accelerator.device) for name in file.keys()}  # noqa: SIM118
-        softcap = None if settings["softcap"] == "None" else float(settings["softcap"])
-        return LMHead(tensors["weight"], tensors.get("bias"), float(settings["scale"]), softcap)
+        tensors, settings = read_file(self.head_path)
+        weight, bias = (
+            None if t is None else t.to(self.accelerator.device) for t in map(tensors.get, ("weight", "bias"))
+        )
+        assert weight is not None
+        return LMHead(weight, bias, settings["scale"], settings["softcap"])
 
     @torch.no_grad()
     def view(self, batch: dict[str, Any], need_kl: bool, masker: Masker | None) -> ReferenceView | None:

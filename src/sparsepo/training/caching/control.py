@@ -34,7 +34,7 @@ class ReferenceCaching:
     accelerator: Any
     args: Any
     model: Any
-    ref_model: Any
+    ref_model: Any = None  # asked for before TRL has set it
     train_dataset: Any
     eval_dataset: Any
     data_collator: Any

@@ -40,9 +40,9 @@ def hash_json(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def tensor_bytes(tensor: Tensor) -> memoryview:
-    """The bytes of a tensor, of any type, on the CPU."""
-    return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+def tensor_bytes(tensor: Tensor) -> Any:
+    """The bytes of a tensor of any type, as a buffer on the CPU."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
 def hash_tensors(named: Iterable[tuple[str, Tensor]]) -> str:

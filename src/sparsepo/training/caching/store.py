@@ -120,14 +120,17 @@ class CacheFolder:
 
 
 ABSENT = "not there"
+_METADATA = "sparsepo"
 
 
-def write_file(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write tensors with their checksum; the file appears whole."""
+def write_file(path: Path, tensors: Mapping[str, Tensor], settings: Mapping[str, Any] | None = None) -> None:
+    """Write tensors and JSON settings with their checksum; the file appears whole, and equal content gives equal bytes."""
     content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     temporary = _partial(path)
     try:
-        save_file(content, temporary, {**(metadata or {}), "crc32": _checksum(content)})
+        stated = {"settings": dict(settings or {}), "crc32": _checksum(content, settings or {})}
+        # one entry: safetensors orders several at random
+        save_file(content, temporary, {_METADATA: json.dumps(stated, sort_keys=True)})
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -146,10 +149,10 @@ def check_file(path: Path, shapes: Mapping[str, tuple[int, ...]] | None = None, 
     try:
         with safe_open(path, framework="pt") as file:
             content = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-            stated = (file.metadata() or {}).get("crc32")
-    except (SafetensorError, OSError, ValueError) as error:
-        return str(error).splitlines()[0]
-    if stated != _checksum(content):
+            stated = json.loads((file.metadata() or {})[_METADATA])
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        return f"{type(error).__name__}: {error}".splitlines()[0]
+    if stated["crc32"] != _checksum(content, stated["settings"]):
         return "its checksum does not match"
     if shapes is None:
         return ""
@@ -164,8 +167,15 @@ def check_file(path: Path, shapes: Mapping[str, tuple[int, ...]] | None = None, 
     return ""
 
 
-def _checksum(content: Mapping[str, Tensor]) -> str:
-    value = 0
+def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and settings of a file that is known to be whole."""
+    with safe_open(path, framework="pt") as file:
+        settings = json.loads(file.metadata()[_METADATA])["settings"]
+        return {name: file.get_tensor(name) for name in file.keys()}, settings  # noqa: SIM118 - not a dict
+
+
+def _checksum(content: Mapping[str, Tensor], settings: Mapping[str, Any]) -> str:
+    value = zlib.crc32(json.dumps(settings, sort_keys=True).encode())
     for name in sorted(content):
         value = zlib.crc32(f"{name}{content[name].dtype}{tuple(content[name].shape)}".encode(), value)
         if content[name].numel():
