@@ -83,7 +83,7 @@ def test_without_the_context_the_stand_in_fails(tmp_path: Path, rows: Dataset) -
     """Guards the test above."""
     trainer = trainer_of(tmp_path, rows, models=models())
     Zero3(trainer.model, trainer.ref_model)
-    with pytest.raises(RuntimeError):
+    with pytest.raises((RuntimeError, ZeroDivisionError)):
         trainer.score(trainer.data_collator([rows[0], rows[1]]))
 
 
