@@ -29,6 +29,11 @@ def autocast_operand(weight: Tensor) -> Tensor:
     return weight.detach().to(dtype) if _multiplies_natively(weight.device, dtype) else weight
 
 
+def hidden_operand(hidden: Tensor, weight: Tensor) -> Tensor:
+    """Hidden states as :func:`project_into` multiplies them: in the weight's half precision where that is native."""
+    return hidden.to(weight.dtype) if hidden.dtype != torch.float64 and is_native(weight) else hidden
+
+
 def project_into(out: Tensor, hidden: Tensor, weight: Tensor) -> None:
     """out = hidden · Wᵀ: hidden (n, H), W (V, H), out (n, V) float32 or float64."""
     weight = weight.detach()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .head import LMHead
+from .head import LMHead, operand_head
 from .products import times_weight
 from .rows import RowBuffers
 from .triton_rows import row_backend
@@ -35,14 +35,17 @@ class ReferenceValues:
 def reference_values(hidden: Tensor, head: LMHead, targets: Tensor, with_expectation: bool) -> ReferenceValues:
     """The reference's values from its last hidden states; logits exist for some rows at a time only.
 
+    Inside an autocast context they are formed from the operands that the fused scorer multiplies there.
+
     Args:
         hidden: the last hidden states at the predicting positions, (N, H).
         head: the reference's head.
         targets: token ids, (N,).
         with_expectation: also form E_q[W], with all digits: the KL is a small difference of numbers formed with it.
     """
+    dtype = torch.promote_types(torch.promote_types(head.weight.dtype, hidden.dtype), torch.float32)
+    head = operand_head(head)
     weight = head.weight
-    dtype = torch.promote_types(torch.promote_types(weight.dtype, hidden.dtype), torch.float32)
     hidden, targets = hidden.to(weight.device), targets.to(weight.device)
     arithmetic = row_backend(weight.device)
     buffers = RowBuffers(len(weight), dtype, weight.device)

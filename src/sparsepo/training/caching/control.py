@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ from torch import nn
 
 from sparsepo.masks import Masker
 from sparsepo.objectives import Objective
+from sparsepo.scoring.products import autocast_operand
 
 from ..mask_setup import build_masker
 from ..settings import ResolvedSettings
 from ..step import MASK_ATTRIBUTE, ReferenceView, base_model_of
-from ..trl_bridge import lm_head_of, release_reference
+from ..trl_bridge import autocast_of, lm_head_of, release_reference
 from .cache import CachedSet, ReferenceCache
 from .filling import RowSource
 from .fingerprint import config_of, hash_files, hash_tensors, hash_tokenizer, weight_files
@@ -96,7 +98,11 @@ class ReferenceCaching:
             getattr(collator, "max_length", args.max_length),
             getattr(collator, "truncation_mode", args.truncation_mode),
         )
-        shared = {"tokenizer": hash_tokenizer(self.processing_class), "collator": type(collator).__qualname__}
+        shared = {
+            "tokenizer": hash_tokenizer(self.processing_class),
+            "collator": type(collator).__qualname__,
+            "products": self._product_type(),
+        }
         cache = ReferenceCache(Path(folder), limit, self.accelerator, shared, cut)
         cache.add("train", self.train_dataset, self._plan(self.objective.needs_kl))
         held_out = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"eval": self.eval_dataset}
@@ -106,6 +112,16 @@ class ReferenceCaching:
         cache.check_size()
         cache.open(self._identity())
         self._cache = cache
+
+    def _products(self) -> AbstractContextManager[Any]:
+        """The context in which the scorer multiplies by the head; the dense one leaves mixed precision."""
+        return nullcontext() if self.args.scorer == "dense" else autocast_of(self.accelerator)
+
+    def _product_type(self) -> str:
+        """Type of the operands of those products: a KL is a small difference of values that must be formed alike."""
+        with self._products():
+            operand = autocast_operand(torch.empty(0, dtype=self._reference_dtype(), device=self.accelerator.device))
+        return str(operand.dtype)
 
     def _plan(self, need_kl: bool) -> CachePlan:
         return plan_cache(self.masker, need_kl, self._head_form)
@@ -218,6 +234,7 @@ class ReferenceCaching:
             batch_size=self.args.precompute_ref_batch_size or self.args.per_device_train_batch_size,
             view_of=view_of,
             masker=masker,
+            products=self._products,
         )
 
     def _release_unneeded_reference(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +32,7 @@ class RowSource:
         batch_size: pairs of a batch.
         view_of: runs the reference over a batch.
         masker: the run's masker.
+        products: context in which the scorer multiplies by the head: the run's mixed precision, or none.
     """
 
     rows: Any
@@ -39,6 +41,7 @@ class RowSource:
     batch_size: int
     view_of: Callable[[dict[str, Any]], ReferenceView]
     masker: Masker | None
+    products: Callable[[], AbstractContextManager[Any]] = nullcontext
 
     def batches(self, block: Block) -> Iterator[list[int]]:
         """Row numbers of a block's batches: the same for every run and process."""
@@ -86,7 +89,7 @@ def kept_values(source: RowSource, plan: CachePlan, batch: dict[str, Any]) -> di
     assert view.head is not None
     response = batch["completion_mask"][:, 1:].bool()
     hidden = view.last_hidden[:, :-1][response]
-    with gathered_heads(*view.models):
+    with gathered_heads(*view.models), source.products():
         values = reference_values(hidden, view.head, batch["input_ids"][:, 1:][response], plan.kl == EXPECTATION)
     kept: dict[str, Tensor] = {"logps": values.logps, "log_normaliser": values.log_normaliser, "hidden": hidden}
     if values.expected_weight is not None:
