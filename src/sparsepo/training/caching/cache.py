@@ -199,7 +199,8 @@ class ReferenceCache:
         shares = [missing[first::count] for first in range(count)]
         batches = [sum(source.count(folder.blocks[number]) for number in share) for share in shares]
         title = f"Running the reference over {part.name}"
-        with tqdm(total=batches[index], desc=title, unit="batch", disable=not show) as bar:
+        hidden = {} if show else {"disable": True}  # shown, TQDM_DISABLE still counts
+        with tqdm(total=batches[index], desc=title, unit="batch", **hidden) as bar:
             for number in shares[index]:
                 if sharded or not folder.has(number):
                     folder.write(number, compute_block(source, part.plan, folder.blocks[number], bar.update))

@@ -215,7 +215,7 @@ class ReferenceCaching:
                 f"{cache.root}, then again as it is: the files are found there."
             )
         try:
-            cache.fill(self._source_of, sharded, self.accelerator.is_main_process and not self.args.disable_tqdm)
+            cache.fill(self._source_of, sharded, show=self.accelerator.is_main_process)  # it may take long
         finally:
             if not self.is_in_train:
                 self._restore_forward()  # type: ignore[attr-defined]
