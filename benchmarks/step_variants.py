@@ -113,6 +113,7 @@ VARIANTS: dict[str, Variant] = {
     "SparsePO, 80 % zeros, skip_masked=False": Variant(mask_zeros=0.8, settings={"skip_masked": False}),
     "MaPO": ours(objective="mapo"),
     "DPO (ours)": ours(objective="dpo"),
+    "DPO (ours), share_prefix=off": ours(objective="dpo", share_prefix="off"),
     "LoRA: TRL DPO, reference precomputed": Variant(True, True, settings={"precompute_ref_log_probs": True}),
     "LoRA: TRL DPO, precomputed, head on responses": Variant(
         True, True, True, settings={"precompute_ref_log_probs": True}
