@@ -16,6 +16,9 @@ import torch
 from torch import Tensor
 
 _MARK = "_sparsepo_split"
+# Queries of a response at a time on a CPU: each block leaves out the keys behind it, which one call would mask. On GPUs
+# another launch costs more than that.
+_QUERIES = 128
 
 
 @dataclass
@@ -85,6 +88,12 @@ def _two_calls(
         torch.cat([prompt.repeat_interleave(2, 0), tails(values)], 2)
         for prompt, values in zip(prompts[1:], states[1:], strict=True)
     ]
-    of_tails, _ = whole(module, tails(states[0]), *seen, split.responses, **{**kwargs, "is_causal": None})
+    queries, size = tails(states[0]), _QUERIES if states[0].device.type == "cpu" else tail
+    parts = []
+    for first in range(0, tail, size):
+        rows, keys = slice(first, first + size), width + min(first + size, tail)
+        inputs = (queries[:, :, rows], *(values[:, :, :keys] for values in seen), split.responses[:, :, rows, :keys])
+        parts.append(whole(module, *inputs, **{**kwargs, "is_causal": None})[0])
+    of_tails = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
     # (2P, B, heads, D) → (P, 2B, heads, D)
     return torch.cat([of_prompts, of_tails.reshape(pairs, 2 * tail, *of_tails.shape[2:])], 1), None
