@@ -1,0 +1,254 @@
+"""One run on the playground: train a setting, then judge its masks and its policy."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import TrainerCallback
+
+from sparsepo.evaluation.controls import random_scores, untrained_masks
+from sparsepo.evaluation.kl import sequence_kl
+from sparsepo.evaluation.token_table import SIDES, Batch, ScoredBatch, TokenTable
+from sparsepo.playground.models import quieten
+from sparsepo.playground.pairs import sample_responses
+from sparsepo.playground.yardstick import token_table
+
+from .playground_materials import Materials, Rows, get_materials
+from .store import Store, write_json
+from .tasks import Task
+
+UNTRAINED_HEADS = 40
+# selections of tokens that are ranked: arguments of TokenTable.ranking
+SELECTIONS: dict[str, dict[str, str]] = {
+    "all": {},
+    "open_class": {"within": "open_class"},
+    **{side: {"side": side} for side in SIDES},
+    **{f"{side}_open_class": {"side": side, "within": "open_class"} for side in SIDES},
+    "held_out_words": {"positives": "held_out"},
+    "seen_words": {"positives": "seen"},
+    "held_out_words_open_class": {"positives": "held_out", "within": "open_class"},
+}
+MASKS = ("reward_mask", "kl_mask")
+
+
+def run_task(task: Task, store: Store) -> dict[str, Any]:
+    """Train and judge one run.
+
+    Returns:
+        JSON types: ``masks`` (size and sparsity), ``ranking`` (AUC and average precision by score and selection of
+        tokens), ``controls`` (AUC of 40 untrained heads), ``share_of_ceiling``, ``health``, ``policy`` (reward and
+        sequence KL with standard errors at each time of judging), ``log`` (the values logged last), ``seconds``.
+    """
+    materials = get_materials(task.materials, store)
+    start = time.perf_counter()
+    reference = materials.model()
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = build_trainer(task, materials, Path(folder))
+        judge = PolicyJudge(task, materials, reference)
+        trainer.add_callback(judge)
+        trainer.train()
+        batches = [dict(batch) for batch in trainer.get_eval_dataloader()]
+        table = token_table(
+            materials.world,
+            materials.tokenizer,
+            reference,
+            ((batch, trainer.score(batch)) for batch in batches),
+            _random_control,
+        )
+        ranking = rank(table)
+        position = task.settings.get("mask_position") or "predicting"
+        result = {
+            "train_pairs": len(materials.train_rows),
+            "masks": {name: table.mask_summary(name) for name in MASKS if name in table.scores},
+            "ranking": ranking,
+            "share_of_ceiling": share_of_ceiling(ranking) if position == "predicting" else {},
+            "controls": _untrained(materials, reference, trainer, batches, position),
+            "health": _health(trainer),
+            "policy": judge.results,
+            "log": _last_values(trainer.state.log_history),
+        }
+    return result | {"seconds": round(time.perf_counter() - start, 1)}
+
+
+def build_trainer(task: Task, materials: Materials, output_dir: Path) -> Any:
+    """The trainer of a run; settings that a task does not give are the library's defaults."""
+    from datasets import Dataset
+
+    from sparsepo.training import SparsePOConfig, SparsePOTrainer
+
+    train, held_out = (
+        Dataset.from_list(_columns(rows, task, materials)) for rows in (materials.train_rows, materials.held_out_rows)
+    )
+    own = task.settings | ({"mask": "data"} if task.oracle else {})
+    args: dict[str, Any] = {
+        "output_dir": str(output_dir),
+        "learning_rate": task.learning_rate,
+        "max_steps": task.steps,
+        "per_device_train_batch_size": task.batch_size,
+        "per_device_eval_batch_size": 32,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 0.1,
+        "gradient_checkpointing": False,
+        "bf16": False,
+        "dataloader_pin_memory": False,
+        "save_strategy": "no",
+        "logging_steps": max(task.steps // 25, 1),
+        "report_to": "none",
+        "disable_tqdm": True,
+        "seed": task.seed,
+    }
+    trainer = SparsePOTrainer(
+        model=materials.model(),
+        ref_model=materials.model(),
+        args=SparsePOConfig(**args | own),
+        train_dataset=train,
+        eval_dataset=held_out,
+        processing_class=materials.tokenizer,
+    )
+    quieten(trainer)
+    return trainer
+
+
+def _columns(rows: Rows, task: Task, materials: Materials) -> Rows:
+    kept = [{name: row[name] for name in ("prompt", "chosen", "rejected")} for row in rows]
+    if task.oracle:
+        for row in kept:
+            for side in SIDES:  # the end token, which a response's words leave out, gets weight 0
+                row[f"{side}_weights"] = [float(m) for m in materials.world.preference_marks(row[side].split())]
+    return kept
+
+
+class PolicyJudge(TrainerCallback):
+    """Samples the policy at given times of its training; the run itself is not touched by it."""
+
+    def __init__(self, task: Task, materials: Materials, reference: Any) -> None:
+        self.task, self.materials, self.reference = task, materials, reference
+        self.steps = {math.ceil(share * task.steps) for share in task.judged_at}
+        self.results: list[dict[str, Any]] = []
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Judge the policy where it is time."""
+        if state.global_step in self.steps:
+            entry = judge_policy(kwargs["model"], self.reference, self.materials, self.task)
+            self.results.append({"step": state.global_step, **entry})
+
+
+def judge_policy(model: Any, reference: Any, materials: Materials, task: Task) -> dict[str, Any]:
+    """Reward and sequence KL of fresh responses, one a prompt, so that they are independent."""
+    world = materials.world
+    prompts = world.prompts(task.evaluation_prompts, task.seed, "evaluation")
+    groups = sample_responses(model, materials.tokenizer, prompts, samples=1, seed=task.seed)
+    samples = [group[0] for group in groups]
+    kl = sequence_kl(model, reference, samples, batch_size=256).numpy()
+    reward = np.array([world.reward(sample.text) for sample in samples])
+    result = {
+        "reward": mean_and_error(reward),
+        "kl": mean_and_error(kl),
+        "length": float(np.mean([len(sample.token_ids) for sample in samples])),
+        "finished": float(np.mean([sample.finished for sample in samples])),
+    }
+    if task.keep_samples:
+        result |= {"rewards": np.round(reward, 5).tolist(), "kls": np.round(kl, 5).tolist()}
+    return result
+
+
+def mean_and_error(values: NDArray[np.float64]) -> dict[str, float | None]:
+    """Mean and its standard error (None for a single value)."""
+    error = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
+    return {"mean": float(values.mean()), "se": error}
+
+
+def rank(table: TokenTable) -> dict[str, dict[str, dict[str, float] | None]]:
+    """Every score on every selection of tokens; None where a selection has one class only."""
+
+    def one(score: str, selection: dict[str, str]) -> dict[str, float] | None:
+        try:
+            return table.ranking(score, **selection)
+        except ValueError:
+            return None
+
+    return {score: {name: one(score, selection) for name, selection in SELECTIONS.items()} for score in table.scores}
+
+
+def share_of_ceiling(ranking: dict[str, dict[str, dict[str, float] | None]]) -> dict[str, float | None]:
+    """(AUC − ½) / (ceiling's AUC − ½) of the reward mask by selection of tokens; None where there is no such ratio."""
+    if "reward_mask" not in ranking:
+        return {}
+    shares: dict[str, float | None] = {}
+    for name, ceiling in ranking["ceiling"].items():
+        mask = ranking["reward_mask"][name]
+        known = mask is not None and ceiling is not None and ceiling["auc"] > 0.5
+        shares[name] = (mask["auc"] - 0.5) / (ceiling["auc"] - 0.5) if known and mask and ceiling else None
+    return shares
+
+
+def _random_control(batch: Batch) -> dict[str, Tensor]:
+    return {"random": random_scores(batch)}
+
+
+def _untrained(
+    materials: Materials, reference: Any, trainer: Any, batches: list[Batch], position: str
+) -> dict[str, Any]:
+    """AUC of untrained heads on this seed's held-out pairs, computed once a seed and position."""
+    import json
+
+    path = materials.folder / f"untrained_{position}.json"
+    if not path.is_file():
+        write_json(path, _rank_untrained(materials, reference, trainer, batches, position))
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+def _rank_untrained(
+    materials: Materials, reference: Any, trainer: Any, batches: list[Batch], position: str
+) -> dict[str, Any]:
+    def describe(batch: Batch) -> dict[str, Tensor]:
+        masks = untrained_masks(reference, batch, range(UNTRAINED_HEADS), position)
+        return {f"untrained_{number}": mask for number, mask in enumerate(masks)}
+
+    def scored() -> Iterator[ScoredBatch]:
+        for batch in batches:
+            yield batch, trainer.score(batch)
+
+    table = token_table(materials.world, materials.tokenizer, reference, scored(), describe)
+    summary: dict[str, Any] = {}
+    for selection in ("all", "open_class"):
+        aucs = np.array(
+            [table.ranking(f"untrained_{n}", **SELECTIONS[selection])["auc"] for n in range(UNTRAINED_HEADS)]
+        )
+        summary[selection] = {
+            "mean": float(aucs.mean()),
+            "min": float(aucs.min()),
+            "max": float(aucs.max()),
+            "auc": aucs.tolist(),
+        }
+    return {"untrained": summary}
+
+
+def _health(trainer: Any) -> dict[str, Any]:
+    """What the health monitor saw: now, and at any time."""
+    health = trainer.mask_health
+    if health is None:
+        return {"active": [], "seen": [], "collapse": False}
+    active = sorted({finding.name for finding in health.findings})
+    seen = sorted({event["name"] for event in health.history} | set(active))
+    return {"active": active, "seen": seen, "collapse": "collapse" in active}
+
+
+def _last_values(history: list[dict[str, Any]]) -> dict[str, float]:
+    """The value logged last by each name."""
+    values: dict[str, float] = {}
+    for entry in history:
+        values |= {name: float(value) for name, value in entry.items() if isinstance(value, (int, float))}
+    return {name: value for name, value in values.items() if math.isfinite(value)}
+
+
+Runner = Callable[[Task, Store], dict[str, Any]]

@@ -1,0 +1,153 @@
+"""Results of many runs as Markdown tables: one line a setting, mean and interval over its seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from .intervals import over_seeds
+from .store import Store
+from .tasks import Task
+
+Result = dict[str, Any]
+Column = Callable[[Result], float | None]
+MISSING = "–"
+
+
+def _auc(score: str, selection: str, measure: str = "auc") -> Column:
+    def read(result: Result) -> float | None:
+        found = result["ranking"].get(score, {}).get(selection)
+        return None if found is None else found[measure]
+
+    return read
+
+
+def _mask(measure: str, mask: str = "reward_mask") -> Column:
+    return lambda result: result["masks"].get(mask, {}).get(measure)
+
+
+def _policy(measure: str) -> Column:
+    return lambda result: result["policy"][-1][measure]["mean"] if result["policy"] else None
+
+
+def _share(selection: str) -> Column:
+    return lambda result: result["share_of_ceiling"].get(selection)
+
+
+def _target_error(result: Result) -> float | None:
+    target = result["task"]["settings"].get("mask_target_sparsity")
+    measured = result["masks"].get("reward_mask", {}).get("sparsity")
+    return None if target is None or measured is None else 100 * (measured - target)
+
+
+def _collapsed(result: Result) -> float | None:
+    return float(result["health"]["collapse"]) if result["masks"] else None
+
+
+MASK_COLUMNS: dict[str, Column] = {
+    "AUC": _auc("reward_mask", "all"),
+    "of ceiling": _share("all"),
+    "AUC content": _auc("reward_mask", "open_class"),
+    "of ceiling (content)": _share("open_class"),
+    "chosen": _auc("reward_mask", "chosen"),
+    "rejected": _auc("reward_mask", "rejected"),
+    "AP": _auc("reward_mask", "all", "average_precision"),
+    "zeros": _mask("sparsity"),
+    "mean mask": _mask("mean"),
+    "collapsed": _collapsed,
+}
+KL_MASK_COLUMNS: dict[str, Column] = {
+    "KL mask AUC": _auc("kl_mask", "all"),
+    "KL mask zeros": _mask("sparsity", "kl_mask"),
+    "KL mask mean": _mask("mean", "kl_mask"),
+}
+POLICY_COLUMNS: dict[str, Column] = {"reward": _policy("reward"), "sequence KL": _policy("kl")}
+UNSEEN_COLUMNS: dict[str, Column] = {
+    "held-out words": _auc("reward_mask", "held_out_words"),
+    "seen words": _auc("reward_mask", "seen_words"),
+    "held-out words, content": _auc("reward_mask", "held_out_words_open_class"),
+}
+TARGET_COLUMNS: dict[str, Column] = {
+    "zeros, held-out pairs": _mask("sparsity"),
+    "points off target": _target_error,
+    "zeros, last training steps": lambda result: result["log"].get("mask/reward/sparsity"),
+    **{name: MASK_COLUMNS[name] for name in ("AUC", "collapsed")},
+}
+COLUMNS: dict[str, dict[str, Column]] = {
+    "gates": MASK_COLUMNS | POLICY_COLUMNS,
+    "published": MASK_COLUMNS | POLICY_COLUMNS,
+    "sharing": MASK_COLUMNS | KL_MASK_COLUMNS | POLICY_COLUMNS,
+    "sparsity": MASK_COLUMNS | POLICY_COLUMNS,
+    "anchor": POLICY_COLUMNS | MASK_COLUMNS,
+    "targets": TARGET_COLUMNS,
+    "defaults": MASK_COLUMNS | UNSEEN_COLUMNS | POLICY_COLUMNS,
+}
+CONTROLS: dict[str, tuple[str, ...]] = {
+    "ceiling: the reference's probability of a preference word": ("ceiling",),
+    "reference entropy": ("entropy",),
+    "random": ("random",),
+    "uniform": ("uniform",),
+}
+
+
+def study_table(tasks: Sequence[Task], store: Store, columns: Mapping[str, Column]) -> str:
+    """Markdown: one line a label, in the order of the tasks; settings without a result are left out and counted."""
+    groups: dict[str, list[Result]] = {}
+    missing = 0
+    for task in tasks:
+        result = store.result(task)
+        if result is None:
+            missing += 1
+        else:
+            groups.setdefault(task.label, []).append(result)
+    lines = [f"| setting | seeds | {' | '.join(columns)} |", "|---" * (len(columns) + 2) + "|"]
+    for label, results in groups.items():
+        cells = [_cell(results, read) for read in columns.values()]
+        lines.append(f"| {label} | {len(results)} | {' | '.join(cells)} |")
+    if missing:
+        lines += ["", f"{missing} of {len(tasks)} runs are not done."]
+    failed = [task for task in tasks if store.result(task) is None and store.failure(task) is not None]
+    lines += [
+        f"- failed: {task.label}, seed {task.seed}: {(store.failure(task) or '').strip().splitlines()[-1]}"
+        for task in failed
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(results: Sequence[Result], read: Column) -> str:
+    values = [value for value in map(read, results) if value is not None]
+    return over_seeds(values).text() if values else MISSING
+
+
+def controls_table(tasks: Sequence[Task], store: Store) -> str:
+    """Markdown: what finds the tokens without a mask, over the seeds of the tasks; empty without results."""
+    by_seed: dict[str, Result] = {}
+    dpo: list[Result] = []
+    for task in tasks:
+        result = store.result(task)
+        if result is None:
+            continue
+        by_seed.setdefault(task.materials.key, result)
+        if task.settings.get("objective") == "dpo":
+            dpo.append(result)
+    if not by_seed:
+        return ""
+    results = list(by_seed.values())
+    lines = ["| control | seeds | AUC | AUC content | AP |", "|---" * 5 + "|"]
+    for title, (score,) in CONTROLS.items():
+        lines.append(_control_line(title, score, results))
+    if dpo:
+        lines.append(_control_line("DPO's absolute log-ratio (it sees the token)", "log_ratio", dpo))
+    for which in ("mean", "max"):
+        cells = [
+            over_seeds([result["controls"]["untrained"][selection][which] for result in results]).text()
+            for selection in ("all", "open_class")
+        ]
+        count = len(results[0]["controls"]["untrained"]["all"]["auc"])
+        lines.append(f"| {count} untrained heads, {which} | {len(results)} | {' | '.join(cells)} | {MISSING} |")
+    return "\n".join(lines) + "\n"
+
+
+def _control_line(title: str, score: str, results: Sequence[Result]) -> str:
+    readers = (_auc(score, "all"), _auc(score, "open_class"), _auc(score, "all", "average_precision"))
+    return f"| {title} | {len(results)} | {' | '.join(_cell(results, read) for read in readers)} |"
