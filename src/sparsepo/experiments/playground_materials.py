@@ -9,16 +9,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from sparsepo.playground.models import build_model, build_tokenizer, train_sft
-from sparsepo.playground.pairs import make_pairs
+from sparsepo.playground.pairs import make_pairs, sample_responses
 from sparsepo.playground.world import World
 
 from .store import Store, write_json
 from .tasks import MaterialSettings
 
 Rows = list[dict[str, Any]]
+Array = NDArray[np.float64]
+EVALUATION_STREAM = "evaluation"  # the world's prompts that policies are judged on
+REFERENCE_SAMPLES_SEED = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -96,3 +101,20 @@ def _make(settings: MaterialSettings, folder: Path) -> None:
         )
     write_json(folder / "settings.json", asdict(settings) | {"seconds": round(time.perf_counter() - start, 1)})
     write_json(folder / "pairs.json", rows)  # last: its being there says that all is
+
+
+def reference_rewards(settings: MaterialSettings, store: Store, prompts: int = 256, samples: int = 64) -> Array:
+    """Rewards of the supervised model's own samples on the prompts that policies are judged on, (prompts, samples).
+
+    Made once. Their random numbers are others than those of the policies' samples.
+    """
+    path = store.folder / "materials" / settings.key / f"reference_rewards_{prompts}x{samples}.json"
+    if not path.is_file():
+        materials = get_materials(settings, store)
+        with store.claimed(f"{settings.key}-rewards", wait=True):
+            if not path.is_file():
+                texts = materials.world.prompts(prompts, settings.seed, EVALUATION_STREAM)
+                model, seed = materials.model(), settings.seed + REFERENCE_SAMPLES_SEED
+                groups = sample_responses(model, materials.tokenizer, texts, samples=samples, seed=seed, batch_size=512)
+                write_json(path, [[materials.world.reward(sample.text) for sample in group] for group in groups])
+    return np.array(json.loads(path.read_text(encoding="utf-8")), dtype=np.float64)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from sparsepo.playground.models import quieten
 from sparsepo.playground.pairs import sample_responses
 from sparsepo.playground.yardstick import token_table
 
-from .playground_materials import Materials, Rows, get_materials
+from .playground_materials import EVALUATION_STREAM, Materials, Rows, get_materials
 from .store import Store, write_json
 from .tasks import Task
 
@@ -144,7 +145,7 @@ class PolicyJudge(TrainerCallback):
 def judge_policy(model: Any, reference: Any, materials: Materials, task: Task) -> dict[str, Any]:
     """Reward and sequence KL of fresh responses, one a prompt, so that they are independent."""
     world = materials.world
-    prompts = world.prompts(task.evaluation_prompts, task.seed, "evaluation")
+    prompts = world.prompts(task.evaluation_prompts, task.seed, EVALUATION_STREAM)
     groups = sample_responses(model, materials.tokenizer, prompts, samples=1, seed=task.seed)
     samples = [group[0] for group in groups]
     kl = sequence_kl(model, reference, samples, batch_size=256).numpy()
@@ -198,8 +199,6 @@ def _untrained(
     materials: Materials, reference: Any, trainer: Any, batches: list[Batch], position: str
 ) -> dict[str, Any]:
     """AUC of untrained heads on this seed's held-out pairs, computed once a seed and position."""
-    import json
-
     path = materials.folder / f"untrained_{position}.json"
     if not path.is_file():
         write_json(path, _rank_untrained(materials, reference, trainer, batches, position))
@@ -249,6 +248,3 @@ def _last_values(history: list[dict[str, Any]]) -> dict[str, float]:
     for entry in history:
         values |= {name: float(value) for name, value in entry.items() if isinstance(value, (int, float))}
     return {name: value for name, value in values.items() if math.isfinite(value)}
-
-
-Runner = Callable[[Task, Store], dict[str, Any]]
