@@ -74,8 +74,10 @@ class TiltedReference:
         """The optimum at ``eta`` ≥ 0."""
         reward, kl, effective = self.per_prompt(eta)
         prompts = len(reward)
-        errors = [float(v.std(ddof=1) / np.sqrt(prompts)) if prompts > 1 else float("nan") for v in (reward, kl)]
-        return TiltedPoint(eta, float(reward.mean()), float(kl.mean()), *errors, float(effective.mean()))
+        reward_se, kl_se = (
+            float(values.std(ddof=1) / np.sqrt(prompts)) if prompts > 1 else float("nan") for values in (reward, kl)
+        )
+        return TiltedPoint(eta, float(reward.mean()), float(kl.mean()), reward_se, kl_se, float(effective.mean()))
 
     def per_prompt(self, eta: float) -> tuple[Array, Array, Array]:
         """Reward, KL and effective samples of each prompt, (prompts,) each."""

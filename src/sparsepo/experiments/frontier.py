@@ -110,7 +110,7 @@ def compare(
         rewards, shares = np.zeros((len(drawn), len(names))), np.zeros((len(drawn), len(names)))
         for i, s in enumerate(drawn):
             count = curves[names[0]][s].rewards.shape[1]
-            prompts = rng.integers(count, size=count) if resample else None
+            prompts: NDArray[np.int64] | None = np.asarray(rng.integers(count, size=count)) if resample else None
             for j, name in enumerate(names):
                 curve = curves[name][s]
                 rewards[i, j] = reward_within(*curve.points(prompts), budget)
@@ -118,7 +118,7 @@ def compare(
         return np.stack([rewards.mean(0), shares.mean(0)])
 
     estimate = measured(seeds, resample=False)
-    sampled = np.stack([measured(rng.choice(seeds, size=len(seeds)), resample=True) for _ in range(draws)])
+    sampled = np.stack([measured(rng.choice(seeds, size=len(seeds)).tolist(), resample=True) for _ in range(draws)])
     base = names.index(baseline)
     result = {}
     for j, name in enumerate(names):
