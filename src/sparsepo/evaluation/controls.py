@@ -55,14 +55,34 @@ def untrained_masks(reference: Any, batch: Batch, seeds: Sequence[int], position
     """
     with evaluating(reference):
         output = reference(**_inputs(reference, batch), output_hidden_states=True)
-        columns = slice(None, -1) if position == "predicting" else slice(1, None)
-        states = [state[:, columns].float() for state in output.hidden_states[1:]]
+        states = _reading_states(output.hidden_states, position)
         masks = []
         for seed in seeds:
             start = UNTRAINED_STARTS[seed % 2]
             masker = LearnedMask.for_model(reference, init=start, position=position, seed=seed).to(states[0].device)
             masks.append(masker.eval()(states).reward.cpu())
     return masks
+
+
+def head_numbers(masker: LearnedMask, reference: Any, batch: Batch) -> dict[str, Tensor]:
+    """What a learned mask's heads say before the gate, (2P, T) by head: without the ties that a gate makes of its zeros.
+
+    The difference between their ranking and the mask's is what the gate's zeros hide.
+    """
+    with evaluating(reference):
+        output = reference(**_inputs(reference, batch), output_hidden_states=True)
+        states = _reading_states(output.hidden_states, masker.position)
+        everywhere = torch.ones(states[0].shape[:2], dtype=torch.bool, device=states[0].device)
+        rows, columns = everywhere.nonzero(as_tuple=True)
+        values = masker.mixed_values(states[-masker.layers_read :], (rows, columns))
+    names = ("reward", "kl") if len(values) == 2 else (next(iter(masker.heads)),)
+    return {f"head_{name}": value.reshape(everywhere.shape).cpu() for name, value in zip(names, values, strict=True)}
+
+
+def _reading_states(hidden_states: Sequence[Tensor], position: str) -> list[Tensor]:
+    """The blocks' states where the mask of each target token is read, (2P, T, H) each."""
+    columns = slice(None, -1) if position == "predicting" else slice(1, None)
+    return [state[:, columns].float() for state in hidden_states[1:]]
 
 
 def gradient_times_input(classifier: Any, input_ids: Tensor, attention_mask: Tensor) -> Tensor:

@@ -57,11 +57,18 @@ def gates(seeds: Sequence[int]) -> list[Task]:
     settings += [learned(gate, target) for target in (0.6, 0.8) for gate in steered]
     settings += [learned("topk", mask_topk_share=share) for share in (0.2, 0.4)]
     settings += [learned(gate) for gate in ("relu", "sigmoid", "normalised")]
+    settings += [learned(gate, 0.6, mask_activation="leaky") for gate in ("relu", "normalised")]
     settings += [
         learned(gate, target, mask_learning_rate=rate)
         for rate in (1e-3, 5e-3)
-        for gate, target in (*product(steered, (0.6, 0.8)), ("relu", None), ("sigmoid", None), ("normalised", None))
+        for gate, target in product(("normalised", "relu"), (0.6, None))
     ]
+    settings += [
+        learned(gate, target, mask_learning_rate=rate)
+        for rate in (1e-3, 5e-3)
+        for gate, target in (*product(("binary", "hard_concrete"), (0.6, 0.8)), ("sigmoid", None))
+    ]
+    settings += [learned(gate, 0.8, mask_learning_rate=rate) for rate in (1e-3, 5e-3) for gate in ("normalised", "relu")]
     settings += [learned("topk", mask_topk_share=0.4, mask_learning_rate=rate) for rate in (1e-3, 5e-3)]
     settings += [learned(gate, 0.6, mask_position="token") for gate in steered]
     settings += [learned(gate, mask_position="token") for gate in ("relu", "sigmoid", "topk")]
@@ -71,7 +78,6 @@ def gates(seeds: Sequence[int]) -> list[Task]:
         for rate in (1e-3, 2e-3, 5e-3)
     ]
     settings += [learned(gate, 0.6, mask_init=start) for start in ("published", "mapo") for gate in steered]
-    settings += [learned(gate, 0.6, mask_activation="leaky") for gate in ("relu", "normalised")]
     settings += [learned(gate, 0.6) for gate in ("clamped", "gumbel_sigmoid")]
     settings += [learned(gate) for gate in ("sparsemax", "entmax", "binary", "hard_concrete")]
     return tasks_of(settings, seeds)

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import TrainerCallback
 
-from sparsepo.evaluation.controls import random_scores, untrained_masks
+from sparsepo.evaluation.controls import head_numbers, random_scores, untrained_masks
 from sparsepo.evaluation.kl import sequence_kl
-from sparsepo.evaluation.token_table import SIDES, Batch, ScoredBatch, TokenTable
+from sparsepo.evaluation.token_table import SIDES, Batch, Description, ScoredBatch, TokenTable
+from sparsepo.masks import LearnedMask
 from sparsepo.playground.models import quieten
 from sparsepo.playground.pairs import sample_responses
 from sparsepo.playground.yardstick import token_table
@@ -38,6 +39,7 @@ SELECTIONS: dict[str, dict[str, str]] = {
     "held_out_words_open_class": {"positives": "held_out", "within": "open_class"},
 }
 MASKS = ("reward_mask", "kl_mask")
+TIED_CEILING = "ceiling_at_its_sparsity"
 
 
 def run_task(task: Task, store: Store) -> dict[str, Any]:
@@ -63,7 +65,9 @@ def run_task(task: Task, store: Store) -> dict[str, Any]:
             reference,
             ((batch, trainer.score(batch)) for batch in batches),
             _random_control,
+            _head_scores(trainer, reference),
         )
+        _add_tied_ceiling(table)
         ranking = rank(table)
         position = task.settings.get("mask_position") or "predicting"
         result = {
@@ -189,6 +193,24 @@ def share_of_ceiling(ranking: dict[str, dict[str, dict[str, float] | None]]) -> 
         known = mask is not None and ceiling is not None and ceiling["auc"] > 0.5
         shares[name] = (mask["auc"] - 0.5) / (ceiling["auc"] - 0.5) if known and mask and ceiling else None
     return shares
+
+
+def _head_scores(trainer: Any, reference: Any) -> Description:
+    """The heads' numbers before the gate, where masks are learned."""
+
+    def describe(batch: Batch) -> dict[str, Tensor]:
+        masker = trainer.masker
+        return head_numbers(masker, reference, batch) if isinstance(masker, LearnedMask) else {}
+
+    return describe
+
+
+def _add_tied_ceiling(table: TokenTable) -> None:
+    """The ceiling of a mask with as many zeros: exact zeros tie, which costs AUC whatever the mask knows."""
+    if "reward_mask" in table.scores:
+        ceiling, zeros = table.scores["ceiling"], table.scores["reward_mask"] == 0
+        threshold = np.quantile(ceiling, zeros.mean())
+        table.scores[TIED_CEILING] = np.where(ceiling > threshold, ceiling, 0.0)
 
 
 def _random_control(batch: Batch) -> dict[str, Tensor]:

@@ -30,6 +30,18 @@ def _policy(measure: str) -> Column:
     return lambda result: result["policy"][-1][measure]["mean"] if result["policy"] else None
 
 
+def _head_auc(selection: str) -> Column:
+    """AUC of what the reward mask's head says before the gate."""
+
+    def read(result: Result) -> float | None:
+        for head in ("head_shared", "head_reward"):
+            if head in result["ranking"]:
+                return _auc(head, selection)(result)
+        return None
+
+    return read
+
+
 def _share(selection: str) -> Column:
     return lambda result: result["share_of_ceiling"].get(selection)
 
@@ -51,6 +63,9 @@ MASK_COLUMNS: dict[str, Column] = {
     "of ceiling (content)": _share("open_class"),
     "chosen": _auc("reward_mask", "chosen"),
     "rejected": _auc("reward_mask", "rejected"),
+    "before the gate": _head_auc("all"),
+    "before the gate (content)": _head_auc("open_class"),
+    "ceiling at its zeros": _auc("ceiling_at_its_sparsity", "all"),
     "AP": _auc("reward_mask", "all", "average_precision"),
     "zeros": _mask("sparsity"),
     "mean mask": _mask("mean"),
