@@ -68,7 +68,9 @@ def gates(seeds: Sequence[int]) -> list[Task]:
         for rate in (1e-3, 5e-3)
         for gate, target in (*product(("binary", "hard_concrete"), (0.6, 0.8)), ("sigmoid", None))
     ]
-    settings += [learned(gate, 0.8, mask_learning_rate=rate) for rate in (1e-3, 5e-3) for gate in ("normalised", "relu")]
+    settings += [
+        learned(gate, 0.8, mask_learning_rate=rate) for rate in (1e-3, 5e-3) for gate in ("normalised", "relu")
+    ]
     settings += [learned("topk", mask_topk_share=0.4, mask_learning_rate=rate) for rate in (1e-3, 5e-3)]
     settings += [learned(gate, 0.6, mask_position="token") for gate in steered]
     settings += [learned(gate, mask_position="token") for gate in ("relu", "sigmoid", "topk")]

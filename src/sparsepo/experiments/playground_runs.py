@@ -7,7 +7,6 @@ import math
 import tempfile
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,13 +18,14 @@ from sparsepo.evaluation.controls import head_numbers, random_scores, untrained_
 from sparsepo.evaluation.kl import sequence_kl
 from sparsepo.evaluation.token_table import SIDES, Batch, Description, ScoredBatch, TokenTable
 from sparsepo.masks import LearnedMask
-from sparsepo.playground.models import quieten
 from sparsepo.playground.pairs import sample_responses
 from sparsepo.playground.yardstick import token_table
 
+from .judging import MASKS, Ranking, health_of, last_values, rank
 from .playground_materials import EVALUATION_STREAM, Materials, Rows, get_materials
 from .store import Store, write_json
 from .tasks import Task
+from .trainers import build_trainer
 
 UNTRAINED_HEADS = 40
 # selections of tokens that are ranked: arguments of TokenTable.ranking
@@ -38,7 +38,6 @@ SELECTIONS: dict[str, dict[str, str]] = {
     "seen_words": {"positives": "seen"},
     "held_out_words_open_class": {"positives": "held_out", "within": "open_class"},
 }
-MASKS = ("reward_mask", "kl_mask")
 TIED_CEILING = "ceiling_at_its_sparsity"
 
 
@@ -54,7 +53,19 @@ def run_task(task: Task, store: Store) -> dict[str, Any]:
     start = time.perf_counter()
     reference = materials.model()
     with tempfile.TemporaryDirectory() as folder:
-        trainer = build_trainer(task, materials, Path(folder))
+        trainer = build_trainer(
+            materials.model(),
+            materials.model(),
+            materials.tokenizer,
+            _columns(materials.train_rows, task, materials),
+            _columns(materials.held_out_rows, task, materials),
+            task.settings | ({"mask": "data"} if task.oracle else {}),
+            output_dir=folder,
+            steps=task.steps,
+            batch_size=task.batch_size,
+            learning_rate=task.learning_rate,
+            seed=task.seed,
+        )
         judge = PolicyJudge(task, materials, reference)
         trainer.add_callback(judge)
         trainer.train()
@@ -68,7 +79,7 @@ def run_task(task: Task, store: Store) -> dict[str, Any]:
             _head_scores(trainer, reference),
         )
         _add_tied_ceiling(table)
-        ranking = rank(table)
+        ranking = rank(table, SELECTIONS)
         position = task.settings.get("mask_position") or "predicting"
         result = {
             "train_pairs": len(materials.train_rows),
@@ -76,50 +87,11 @@ def run_task(task: Task, store: Store) -> dict[str, Any]:
             "ranking": ranking,
             "share_of_ceiling": share_of_ceiling(ranking) if position == "predicting" else {},
             "controls": _untrained(materials, reference, trainer, batches, position),
-            "health": _health(trainer),
+            "health": health_of(trainer),
             "policy": judge.results,
-            "log": _last_values(trainer.state.log_history),
+            "log": last_values(trainer.state.log_history),
         }
     return result | {"seconds": round(time.perf_counter() - start, 1)}
-
-
-def build_trainer(task: Task, materials: Materials, output_dir: Path) -> Any:
-    """The trainer of a run; settings that a task does not give are the library's defaults."""
-    from datasets import Dataset
-
-    from sparsepo.training import SparsePOConfig, SparsePOTrainer
-
-    train, held_out = (
-        Dataset.from_list(_columns(rows, task, materials)) for rows in (materials.train_rows, materials.held_out_rows)
-    )
-    own = task.settings | ({"mask": "data"} if task.oracle else {})
-    args: dict[str, Any] = {
-        "output_dir": str(output_dir),
-        "learning_rate": task.learning_rate,
-        "max_steps": task.steps,
-        "per_device_train_batch_size": task.batch_size,
-        "per_device_eval_batch_size": 32,
-        "lr_scheduler_type": "cosine",
-        "warmup_steps": 0.1,
-        "gradient_checkpointing": False,
-        "bf16": False,
-        "dataloader_pin_memory": False,
-        "save_strategy": "no",
-        "logging_steps": max(task.steps // 25, 1),
-        "report_to": "none",
-        "disable_tqdm": True,
-        "seed": task.seed,
-    }
-    trainer = SparsePOTrainer(
-        model=materials.model(),
-        ref_model=materials.model(),
-        args=SparsePOConfig(**args | own),
-        train_dataset=train,
-        eval_dataset=held_out,
-        processing_class=materials.tokenizer,
-    )
-    quieten(trainer)
-    return trainer
 
 
 def _columns(rows: Rows, task: Task, materials: Materials) -> Rows:
@@ -171,19 +143,7 @@ def mean_and_error(values: NDArray[np.float64]) -> dict[str, float | None]:
     return {"mean": float(values.mean()), "se": error}
 
 
-def rank(table: TokenTable) -> dict[str, dict[str, dict[str, float] | None]]:
-    """Every score on every selection of tokens; None where a selection has one class only."""
-
-    def one(score: str, selection: dict[str, str]) -> dict[str, float] | None:
-        try:
-            return table.ranking(score, **selection)
-        except ValueError:
-            return None
-
-    return {score: {name: one(score, selection) for name, selection in SELECTIONS.items()} for score in table.scores}
-
-
-def share_of_ceiling(ranking: dict[str, dict[str, dict[str, float] | None]]) -> dict[str, float | None]:
+def share_of_ceiling(ranking: Ranking) -> dict[str, float | None]:
     """(AUC − ½) / (ceiling's AUC − ½) of the reward mask by selection of tokens; None where there is no such ratio."""
     if "reward_mask" not in ranking:
         return {}
@@ -252,21 +212,3 @@ def _rank_untrained(
             "auc": aucs.tolist(),
         }
     return {"untrained": summary}
-
-
-def _health(trainer: Any) -> dict[str, Any]:
-    """What the health monitor saw: now, and at any time."""
-    health = trainer.mask_health
-    if health is None:
-        return {"active": [], "seen": [], "collapse": False}
-    active = sorted({finding.name for finding in health.findings})
-    seen = sorted({event["name"] for event in health.history} | set(active))
-    return {"active": active, "seen": seen, "collapse": "collapse" in active}
-
-
-def _last_values(history: list[dict[str, Any]]) -> dict[str, float]:
-    """The value logged last by each name."""
-    values: dict[str, float] = {}
-    for entry in history:
-        values |= {name: float(value) for name, value in entry.items() if isinstance(value, (int, float))}
-    return {name: value for name, value in values.items() if math.isfinite(value)}

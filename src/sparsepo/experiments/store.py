@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .tasks import Task
+from .tasks import Run
 
 
 class Store:
@@ -28,30 +28,30 @@ class Store:
         for name in ("runs", "failed", "locks", "materials"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
 
-    def result_path(self, task: Task) -> Path:
+    def result_path(self, task: Run) -> Path:
         """Where the result of a run lies, or will."""
         return self.folder / "runs" / f"{task.key}.json"
 
-    def result(self, task: Task) -> dict[str, Any] | None:
+    def result(self, task: Run) -> dict[str, Any] | None:
         """The result of a run, or None: it is not done."""
         path = self.result_path(task)
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
-    def failure(self, task: Task) -> str | None:
+    def failure(self, task: Run) -> str | None:
         """What stopped a run that failed, or None."""
         path = self._failure_path(task)
         return path.read_text(encoding="utf-8") if path.is_file() else None
 
-    def save(self, task: Task, result: dict[str, Any]) -> None:
+    def save(self, task: Run, result: dict[str, Any]) -> None:
         """Write a result with the task that it belongs to; a failure noted earlier is forgotten."""
         write_json(self.result_path(task), {"task": task.to_json(), **result})
         self._failure_path(task).unlink(missing_ok=True)
 
-    def save_failure(self, task: Task, message: str) -> None:
+    def save_failure(self, task: Run, message: str) -> None:
         """Note that a run failed; it is tried again when the study is started again."""
         self._failure_path(task).write_text(message, encoding="utf-8")
 
-    def _failure_path(self, task: Task) -> Path:
+    def _failure_path(self, task: Run) -> Path:
         return self.folder / "failed" / f"{task.key}.txt"
 
     @contextmanager

@@ -7,7 +7,7 @@ from typing import Any
 
 from .intervals import over_seeds
 from .store import Store
-from .tasks import Task
+from .tasks import Run, Task
 
 Result = dict[str, Any]
 Column = Callable[[Result], float | None]
@@ -97,15 +97,29 @@ COLUMNS: dict[str, dict[str, Column]] = {
     "targets": TARGET_COLUMNS,
     "defaults": MASK_COLUMNS | UNSEEN_COLUMNS | POLICY_COLUMNS,
 }
-CONTROLS: dict[str, tuple[str, ...]] = {
-    "ceiling: the reference's probability of a preference word": ("ceiling",),
-    "reference entropy": ("entropy",),
-    "random": ("random",),
-    "uniform": ("uniform",),
+REAL_TEXT_COLUMNS: dict[str, Column] = {
+    "AUC content": _auc("reward_mask", "content"),
+    "chosen": _auc("reward_mask", "chosen_content"),
+    "rejected": _auc("reward_mask", "rejected_content"),
+    "AP content": _auc("reward_mask", "content", "average_precision"),
+    "AUC all tokens": _auc("reward_mask", "all"),
+    "before the gate (content)": _head_auc("content"),
+    "zeros": _mask("sparsity"),
+    "points off target": _target_error,
+    "mean mask": _mask("mean"),
+    "collapsed": _collapsed,
+    "reward accuracy": lambda result: result["log"].get("rewards/accuracies"),
+}
+CONTROLS = {
+    "ceiling: the reference's probability of a preference word": "ceiling",
+    "reference entropy": "entropy",
+    "random": "random",
+    "uniform": "uniform",
+    "gradient × input of the reward model (it sees the whole text)": "gradient_times_input",
 }
 
 
-def study_table(tasks: Sequence[Task], store: Store, columns: Mapping[str, Column]) -> str:
+def study_table(tasks: Sequence[Run], store: Store, columns: Mapping[str, Column]) -> str:
     """Markdown: one line a label, in the order of the tasks; settings without a result are left out and counted."""
     groups: dict[str, list[Result]] = {}
     missing = 0
@@ -135,34 +149,39 @@ def _cell(results: Sequence[Result], read: Column) -> str:
 
 
 def controls_table(tasks: Sequence[Task], store: Store) -> str:
-    """Markdown: what finds the tokens without a mask, over the seeds of the tasks; empty without results."""
-    by_seed: dict[str, Result] = {}
-    dpo: list[Result] = []
-    for task in tasks:
-        result = store.result(task)
-        if result is None:
-            continue
-        by_seed.setdefault(task.materials.key, result)
-        if task.settings.get("objective") == "dpo":
-            dpo.append(result)
-    if not by_seed:
+    """Markdown: what finds the tokens of the playground without a mask, over the tasks' seeds; empty without results."""
+    results = [(task.materials.key, result) for task in tasks if (result := store.result(task)) is not None]
+    return _controls(results, "open_class")
+
+
+def real_text_controls(tasks: Sequence[Run], store: Store) -> str:
+    """The same on real text, where the controls of a seed differ by nothing but the untrained heads' position."""
+    results = [(str(task.seed), result) for task in tasks if (result := store.result(task)) is not None]
+    return _controls(results, "content")
+
+
+def _controls(results: Sequence[tuple[str, Result]], content: str) -> str:
+    if not results:
         return ""
-    results = list(by_seed.values())
+    by_material: dict[str, Result] = {}
+    for key, result in results:
+        by_material.setdefault(key, result)
+    own = list(by_material.values())
     lines = ["| control | seeds | AUC | AUC content | AP |", "|---" * 5 + "|"]
-    for title, (score,) in CONTROLS.items():
-        lines.append(_control_line(title, score, results))
+    for title, score in CONTROLS.items():
+        if score in own[0]["ranking"]:
+            lines.append(_control_line(title, score, own, content))
+    dpo = [result for _, result in results if result["task"]["settings"].get("objective") == "dpo"]
     if dpo:
-        lines.append(_control_line("DPO's absolute log-ratio (it sees the token)", "log_ratio", dpo))
+        lines.append(_control_line("DPO's absolute log-ratio (it sees the token)", "log_ratio", dpo, content))
     for which in ("mean", "max"):
-        cells = [
-            over_seeds([result["controls"]["untrained"][selection][which] for result in results]).text()
-            for selection in ("all", "open_class")
-        ]
-        count = len(results[0]["controls"]["untrained"]["all"]["auc"])
-        lines.append(f"| {count} untrained heads, {which} | {len(results)} | {' | '.join(cells)} | {MISSING} |")
+        untrained = [result["controls"]["untrained"] for result in own]
+        cells = [over_seeds([entry[selection][which] for entry in untrained]).text() for selection in ("all", content)]
+        count = len(untrained[0]["all"]["auc"])
+        lines.append(f"| {count} untrained heads, {which} | {len(own)} | {' | '.join(cells)} | {MISSING} |")
     return "\n".join(lines) + "\n"
 
 
-def _control_line(title: str, score: str, results: Sequence[Result]) -> str:
-    readers = (_auc(score, "all"), _auc(score, "open_class"), _auc(score, "all", "average_precision"))
+def _control_line(title: str, score: str, results: Sequence[Result], content: str) -> str:
+    readers = (_auc(score, "all"), _auc(score, content), _auc(score, "all", "average_precision"))
     return f"| {title} | {len(results)} | {' | '.join(_cell(results, read) for read in readers)} |"

@@ -5,11 +5,36 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from sparsepo.playground.settings import DemoSettings
 
+if TYPE_CHECKING:
+    from .store import Store
+
 _DEMO = DemoSettings()
+
+
+class Run(Protocol):
+    """What a store keeps and workers work through: a described run that can be pickled."""
+
+    @property
+    def label(self) -> str:
+        """The setting's name in tables."""
+
+    @property
+    def key(self) -> str:
+        """Name of the run's file."""
+
+    @property
+    def seed(self) -> int:
+        """Its seed."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON types."""
+
+    def run(self, store: Store) -> dict[str, Any]:
+        """Do it. Returns JSON types."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +64,7 @@ class MaterialSettings:
     @property
     def key(self) -> str:
         """Name of these materials: the same settings, the same name."""
-        return _key(f"materials-seed{self.seed}", asdict(self))
+        return key_of(f"materials-seed{self.seed}", asdict(self))
 
 
 @dataclass(frozen=True)
@@ -88,7 +113,7 @@ class Task:
     @property
     def key(self) -> str:
         """Name of this run's file: the same identity, the same name."""
-        return _key(f"{self.settings.get('objective', 'sparsepo')}-seed{self.seed}", self.identity())
+        return key_of(f"{self.settings.get('objective', 'sparsepo')}-seed{self.seed}", self.identity())
 
     def to_json(self) -> dict[str, Any]:
         """As JSON types."""
@@ -105,6 +130,12 @@ class Task:
         materials = MaterialSettings(**content["materials"])
         return cls(**{**content, "materials": materials, "judged_at": tuple(content["judged_at"])})
 
+    def run(self, store: Store) -> dict[str, Any]:
+        """Train and judge; see :func:`sparsepo.experiments.playground_runs.run_task`."""
+        from .playground_runs import run_task
+
+        return run_task(self, store)
+
     def quick(self) -> Task:
         """The same in a few seconds: every stage runs, nothing is learned well."""
         small = replace(
@@ -115,9 +146,12 @@ class Task:
             prompts=24,
             held_out_prompts=12,
         )
-        return replace(self, materials=small, steps=4, batch_size=4, evaluation_prompts=8)
+        return replace(
+            self, materials=small, steps=4, batch_size=4, evaluation_prompts=8, judged_at=self.judged_at[-2:]
+        )
 
 
-def _key(name: str, content: dict[str, Any]) -> str:
+def key_of(name: str, content: dict[str, Any]) -> str:
+    """A name that tells contents apart: ``name`` and a hash of the content."""
     text = json.dumps(content, sort_keys=True, ensure_ascii=True)
     return f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
