@@ -85,6 +85,48 @@ def gates(seeds: Sequence[int]) -> list[Task]:
     return tasks_of(settings, seeds)
 
 
+def learning(seeds: Sequence[int]) -> list[Task]:
+    """What limits the head? Its rate, schedule and form, the anchor, β, the policy's rate, the budget of steps."""
+    fast: Settings = {"mask_learning_rate": 5e-3}
+    base = learned("normalised", 0.6, **fast)
+    settings: list[Setting] = [
+        base,
+        learned("normalised", 0.6, mask_learning_rate=1e-2),
+        learned("normalised", **fast),
+        learned("normalised", 0.6, **fast, mask_on="reward"),
+        learned("normalised", 0.6, **fast, mask_sharing="independent"),
+        learned("relu", mask_learning_rate=1e-2),
+        learned("normalised", 0.6, **fast, mask_activation="leaky"),
+        learned("normalised", 0.6, **fast, mask_hold_steps=0.2),
+        learned("normalised", 0.6, **fast, mask_lr_scheduler_type="constant_with_warmup"),
+        learned("normalised", 0.6, **fast, mask_weight_decay=0.0),
+        learned("normalised", 0.6, **fast, mask_map="two_layer"),
+        learned("normalised", 0.6, **fast, kl_anchor=0.0),
+        learned("normalised", 0.6, **fast, kl_anchor=1.0),
+        learned("normalised", 0.6, **fast, beta=0.1),
+        learned("normalised", 0.6, **fast, beta=1.0),
+    ]
+    changes: dict[str, dict[str, Any]] = {
+        "500 steps": {"steps": 500},
+        "batches of 24": {"batch_size": 24},
+        "policy lr 1e-4": {"learning_rate": 1e-4},
+        "policy lr 4e-4": {"learning_rate": 4e-4},
+        "125 steps": {"steps": 125},
+    }
+    return [
+        task
+        for seed in seeds
+        for task in (
+            *tasks_of(settings, [seed]),
+            *(
+                task
+                for name, change in changes.items()
+                for task in tasks_of([(f"{base[0]}, {name}", base[1])], [seed], **change)
+            ),
+        )
+    ]
+
+
 def published(seeds: Sequence[int]) -> list[Task]:
     """(b) The published setting, and what each step from it to ours changes."""
     rate = 2e-4  # the policy's: the published head shares it
@@ -186,6 +228,7 @@ def defaults(seeds: Sequence[int]) -> list[Task]:
 Grid = Callable[[Sequence[int]], list[Task]]
 GRIDS: dict[str, Grid] = {
     "gates": gates,
+    "learning": learning,
     "published": published,
     "sharing": sharing,
     "sparsity": sparsity,

@@ -90,6 +90,7 @@ TARGET_COLUMNS: dict[str, Column] = {
 }
 COLUMNS: dict[str, dict[str, Column]] = {
     "gates": MASK_COLUMNS | POLICY_COLUMNS,
+    "learning": MASK_COLUMNS | POLICY_COLUMNS,
     "published": MASK_COLUMNS | POLICY_COLUMNS,
     "sharing": MASK_COLUMNS | KL_MASK_COLUMNS | POLICY_COLUMNS,
     "sparsity": MASK_COLUMNS | POLICY_COLUMNS,
