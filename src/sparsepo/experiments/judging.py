@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from sparsepo.evaluation.token_table import TokenTable
 
@@ -45,3 +47,9 @@ def last_values(history: list[dict[str, Any]]) -> dict[str, float]:
     for entry in history:
         values |= {name: float(value) for name, value in entry.items() if isinstance(value, (int, float))}
     return {name: value for name, value in values.items() if math.isfinite(value)}
+
+
+def summary_of_heads(table: TokenTable, names: Sequence[str], selection: Mapping[str, str]) -> dict[str, Any]:
+    """AUC of several scores that are alike, such as untrained heads: mean, extremes and all of them."""
+    aucs = np.array([table.ranking(name, **selection)["auc"] for name in names])
+    return {"mean": float(aucs.mean()), "min": float(aucs.min()), "max": float(aucs.max()), "auc": aucs.tolist()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from dataclasses import asdict, dataclass
@@ -11,8 +12,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
+from sparsepo.evaluation.reward_model import train_reward_model
 from sparsepo.playground.models import build_model, build_tokenizer, train_sft
 from sparsepo.playground.pairs import make_pairs, sample_responses
 from sparsepo.playground.world import World
@@ -24,6 +31,7 @@ Rows = list[dict[str, Any]]
 Array = NDArray[np.float64]
 EVALUATION_STREAM = "evaluation"  # the world's prompts that policies are judged on
 REFERENCE_SAMPLES_SEED = 1_000_000
+REWARD_STREAM = "reward model"
 
 
 @dataclass(frozen=True)
@@ -118,3 +126,18 @@ def reference_rewards(settings: MaterialSettings, store: Store, prompts: int = 2
                 groups = sample_responses(model, materials.tokenizer, texts, samples=samples, seed=seed, batch_size=512)
                 write_json(path, [[materials.world.reward(sample.text) for sample in group] for group in groups])
     return np.array(json.loads(path.read_text(encoding="utf-8")), dtype=np.float64)
+
+
+def reward_model_of(materials: Materials) -> Any:
+    """A classifier fitted to the reward of fresh texts of the world, from the supervised model, trained once a seed."""
+    folder = materials.folder / "reward_model"
+    if not (folder / "config.json").is_file():
+        content = json.loads((materials.folder / "settings.json").read_text(encoding="utf-8"))
+        texts = [r.response for r in materials.world.reviews(content["texts"] // 2, content["seed"], REWARD_STREAM)]
+        rewards = [materials.world.reward(text) for text in texts]
+        model = train_reward_model(materials.folder / "sft", materials.tokenizer, texts, rewards, seed=content["seed"])
+        partial = folder.with_name(f"{folder.name}.{os.getpid()}")
+        model.save_pretrained(partial)
+        if not folder.exists():
+            partial.rename(folder)
+    return AutoModelForSequenceClassification.from_pretrained(folder)

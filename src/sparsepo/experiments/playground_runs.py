@@ -16,13 +16,14 @@ from transformers import TrainerCallback
 
 from sparsepo.evaluation.controls import head_numbers, random_scores, untrained_masks
 from sparsepo.evaluation.kl import sequence_kl
+from sparsepo.evaluation.reward_model import gradient_control
 from sparsepo.evaluation.token_table import SIDES, Batch, Description, ScoredBatch, TokenTable
 from sparsepo.masks import LearnedMask
 from sparsepo.playground.pairs import sample_responses
 from sparsepo.playground.yardstick import token_table
 
-from .judging import MASKS, Ranking, health_of, last_values, rank
-from .playground_materials import EVALUATION_STREAM, Materials, Rows, get_materials
+from .judging import MASKS, Ranking, health_of, last_values, rank, summary_of_heads
+from .playground_materials import EVALUATION_STREAM, Materials, Rows, get_materials, reward_model_of
 from .store import Store, write_json
 from .tasks import Task
 from .trainers import build_trainer
@@ -39,6 +40,8 @@ SELECTIONS: dict[str, dict[str, str]] = {
     "held_out_words_open_class": {"positives": "held_out", "within": "open_class"},
 }
 TIED_CEILING = "ceiling_at_its_sparsity"
+GRADIENT = "gradient_times_input"
+HEAD_SELECTIONS = ("all", "open_class")  # on which controls that take long are ranked
 
 
 def run_task(task: Task, store: Store) -> dict[str, Any]:
@@ -46,8 +49,9 @@ def run_task(task: Task, store: Store) -> dict[str, Any]:
 
     Returns:
         JSON types: ``masks`` (size and sparsity), ``ranking`` (AUC and average precision by score and selection of
-        tokens), ``controls`` (AUC of 40 untrained heads), ``share_of_ceiling``, ``health``, ``policy`` (reward and
-        sequence KL with standard errors at each time of judging), ``log`` (the values logged last), ``seconds``.
+        tokens), ``controls`` (40 untrained heads; gradient × input of a reward model), ``share_of_ceiling``, ``health``,
+        ``policy`` (reward and sequence KL with standard errors at each time of judging), ``log`` (the values logged
+        last), ``seconds``.
     """
     materials = get_materials(task.materials, store)
     start = time.perf_counter()
@@ -86,7 +90,7 @@ def run_task(task: Task, store: Store) -> dict[str, Any]:
             "masks": {name: table.mask_summary(name) for name in MASKS if name in table.scores},
             "ranking": ranking,
             "share_of_ceiling": share_of_ceiling(ranking) if position == "predicting" else {},
-            "controls": _untrained(materials, reference, trainer, batches, position),
+            "controls": _controls(materials, reference, trainer, batches, position),
             "health": health_of(trainer),
             "policy": judge.results,
             "log": last_values(trainer.state.log_history),
@@ -177,18 +181,22 @@ def _random_control(batch: Batch) -> dict[str, Tensor]:
     return {"random": random_scores(batch)}
 
 
-def _untrained(
+def _controls(
     materials: Materials, reference: Any, trainer: Any, batches: list[Batch], position: str
 ) -> dict[str, Any]:
-    """AUC of untrained heads on this seed's held-out pairs, computed once a seed and position."""
-    path = materials.folder / f"untrained_{position}.json"
+    """What needs no mask but much time, on this seed's held-out pairs: computed once a seed and reading position.
+
+    Returns:
+        ``untrained``: AUC of untrained heads by selection of tokens; ``gradient_times_input``: as a row of ``ranking``.
+    """
+    path = materials.folder / f"controls_{position}.json"
     if not path.is_file():
-        write_json(path, _rank_untrained(materials, reference, trainer, batches, position))
+        write_json(path, _rank_controls(materials, reference, trainer, batches, position))
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return content
 
 
-def _rank_untrained(
+def _rank_controls(
     materials: Materials, reference: Any, trainer: Any, batches: list[Batch], position: str
 ) -> dict[str, Any]:
     def describe(batch: Batch) -> dict[str, Tensor]:
@@ -199,16 +207,12 @@ def _rank_untrained(
         for batch in batches:
             yield batch, trainer.score(batch)
 
-    table = token_table(materials.world, materials.tokenizer, reference, scored(), describe)
-    summary: dict[str, Any] = {}
-    for selection in ("all", "open_class"):
-        aucs = np.array(
-            [table.ranking(f"untrained_{n}", **SELECTIONS[selection])["auc"] for n in range(UNTRAINED_HEADS)]
-        )
-        summary[selection] = {
-            "mean": float(aucs.mean()),
-            "min": float(aucs.min()),
-            "max": float(aucs.max()),
-            "auc": aucs.tolist(),
-        }
-    return {"untrained": summary}
+    rewards = gradient_control(reward_model_of(materials))
+    table = token_table(materials.world, materials.tokenizer, reference, scored(), describe, rewards)
+    names = [f"untrained_{number}" for number in range(UNTRAINED_HEADS)]
+    return {
+        "untrained": {
+            selection: summary_of_heads(table, names, SELECTIONS[selection]) for selection in HEAD_SELECTIONS
+        },
+        GRADIENT: {name: table.ranking(GRADIENT, **SELECTIONS[name]) for name in HEAD_SELECTIONS},
+    }

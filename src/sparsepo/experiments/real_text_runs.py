@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from sparsepo.evaluation.token_table import Batch, Description, TokenTable, toke
 from sparsepo.evaluation.word_lists import SentimentWords, read_sentiment_words, word_marks
 from sparsepo.masks import LearnedMask
 
-from .judging import MASKS, health_of, last_values, rank
+from .judging import MASKS, health_of, last_values, rank, summary_of_heads
 from .store import Store, write_json
 from .tasks import key_of
 from .trainers import build_trainer
@@ -134,26 +134,17 @@ def _trained_and_judged(task: RealTextTask, store: Store, folder: str) -> dict[s
     descriptions.append(gradient_control(_reward_model(task, store)))
     columns = token_columns(((batch, trainer.score(batch)) for batch in batches), *descriptions)
     table = _table(columns, "edited" if edits else "sentiment")
-    untrained = {name: table.scores.pop(name) for name in list(table.scores) if name.startswith("untrained_")}
-    aucs = {
-        selection: [
-            replace(table, scores={"x": values}).ranking("x", **SELECTIONS[selection])["auc"]
-            for values in untrained.values()
-        ]
-        for selection in ("all", "content")
-    }
+    heads = [f"untrained_{number}" for number in range(UNTRAINED_HEADS)]
+    untrained = {name: summary_of_heads(table, heads, SELECTIONS[name]) for name in ("all", "content")}
+    for name in heads:
+        del table.scores[name]
     return {
         "train_pairs": len(train),
         "held_out_pairs": len(held_out),
         "positive_share": float(table.positive.mean()),
         "masks": {name: table.mask_summary(name) for name in MASKS if name in table.scores},
         "ranking": rank(table, SELECTIONS),
-        "controls": {
-            "untrained": {
-                name: {"mean": float(np.mean(own)), "min": min(own), "max": max(own), "auc": own}
-                for name, own in aucs.items()
-            }
-        },
+        "controls": {"untrained": untrained},
         "share_of_ceiling": {},
         "health": health_of(trainer),
         "log": last_values(trainer.state.log_history),

@@ -14,9 +14,15 @@ Column = Callable[[Result], float | None]
 MISSING = "–"
 
 
+def _ranked(result: Result, score: str) -> dict[str, Any]:
+    """A score's ranking by selection of tokens: the run's, or one of its seed's controls; empty where there is none."""
+    found: dict[str, Any] = result["ranking"].get(score) or result["controls"].get(score) or {}
+    return found
+
+
 def _auc(score: str, selection: str, measure: str = "auc") -> Column:
     def read(result: Result) -> float | None:
-        found = result["ranking"].get(score, {}).get(selection)
+        found = _ranked(result, score).get(selection)
         return None if found is None else found[measure]
 
     return read
@@ -170,7 +176,7 @@ def _controls(results: Sequence[tuple[str, Result]], content: str) -> str:
     own = list(by_material.values())
     lines = ["| control | seeds | AUC | AUC content | AP |", "|---" * 5 + "|"]
     for title, score in CONTROLS.items():
-        if score in own[0]["ranking"]:
+        if any(_ranked(result, score) for result in own):
             lines.append(_control_line(title, score, own, content))
     dpo = [result for _, result in results if result["task"]["settings"].get("objective") == "dpo"]
     if dpo:
