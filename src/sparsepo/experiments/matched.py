@@ -185,8 +185,16 @@ def final_tasks(store: Store, seeds: Sequence[int], sizes: Sizes, only: Sequence
     ]
 
 
-def final_comparison(tasks: Sequence[Task], store: Store, sizes: Sizes) -> dict[float, dict[str, Comparison]]:
-    """By KL budget and method; only methods that are done on every seed, and budgets that the optimum's samples reach."""
+def final_comparison(
+    tasks: Sequence[Task], store: Store, sizes: Sizes
+) -> tuple[str | None, dict[float, dict[str, Comparison]]]:
+    """The baseline (DPO, or the first method without it), and by KL budget and method the comparison with it.
+
+    Only methods that are done on every seed; without any, (None, {}).
+
+    Raises:
+        ValueError: a budget that the samples of the reference do not reach.
+    """
     seeds = {task.seed: task.materials for task in tasks}
     optima = {
         seed: TiltedReference(reference_rewards(own, store, sizes.prompts, sizes.samples))
@@ -201,17 +209,17 @@ def final_comparison(tasks: Sequence[Task], store: Store, sizes: Sizes) -> dict[
     complete = {name: own for name, own in curves.items() if set(own) == set(seeds)}
     base = "DPO" if "DPO" in complete else next(iter(complete), None)
     if base is None:
-        return {}
-    return {budget: compare(complete, optima, budget, base, sizes.draws) for budget in KL_BUDGETS}
+        return None, {}
+    return base, {budget: compare(complete, optima, budget, base, sizes.draws) for budget in KL_BUDGETS}
 
 
-def final_tables(comparison: Mapping[float, Mapping[str, Comparison]]) -> str:
-    """Markdown, one table a KL budget: reward, share of the optimum's gain over the reference, difference from DPO."""
+def final_tables(base: str | None, comparison: Mapping[float, Mapping[str, Comparison]]) -> str:
+    """Markdown, one table a KL budget: reward, share of the optimum's gain over the reference, difference from the baseline."""
     parts = []
     for budget, methods in comparison.items():
         lines = [
             f"### Within {budget:g} nats of sequence KL\n",
-            "| method | reward | share of the optimum's gain | minus DPO |",
+            f"| method | reward | share of the optimum's gain | minus {base} |",
             "|---" * 4 + "|",
         ]
         lines += [

@@ -72,8 +72,7 @@ def finals_report(tasks: Sequence[Task], store: Store, quick: bool = False) -> s
     sizes = _sizes(quick)
     parts = ["# Study: finals\n", f"{matched.__doc__}\n"]
     try:
-        comparison = matched.final_comparison(tasks, store, sizes)
-        parts.append(matched.final_tables(comparison))
+        parts.append(matched.final_tables(*matched.final_comparison(tasks, store, sizes)))
         parts.append("Estimate [95 % interval], bootstrap over seeds and prompts, the same draws for all methods.\n")
         parts += ["## The optimum: the reference tilted by the reward\n", matched.optimum_table(tasks, store, sizes)]
     except ValueError as error:  # too few samples for a budget: say so, the runs themselves are good
