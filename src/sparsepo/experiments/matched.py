@@ -214,7 +214,7 @@ def final_comparison(
 
 
 def final_tables(base: str | None, comparison: Mapping[float, Mapping[str, Comparison]]) -> str:
-    """Markdown, one table a KL budget: reward, share of the optimum's gain over the reference, difference from the baseline."""
+    """Markdown, one table a KL budget: reward, share of the optimum's gain, difference from the baseline."""
     parts = []
     for budget, methods in comparison.items():
         lines = [
