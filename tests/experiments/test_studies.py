@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +80,6 @@ def test_missing_runs_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_judging_the_policy_does_not_touch_the_run(folder: Path, results: dict[str, dict[str, Any]]) -> None:
     store = Store(folder)
     (task,) = (t for t in GRIDS["gates"]([3]) if t.label == "DPO")
-    from dataclasses import replace
-
     often = playground_runs.run_task(replace(task.quick(), judged_at=(0.25, 0.5, 1.0)), store)
     assert [entry["step"] for entry in often["policy"]] == [1, 2, 4]
     assert often["policy"][-1] == {**results["DPO"]["policy"][-1]}
@@ -88,8 +87,6 @@ def test_judging_the_policy_does_not_touch_the_run(folder: Path, results: dict[s
 
 
 def test_materials_leave_unseen_words_out_of_training_pairs_only(tmp_path: Path) -> None:
-    from dataclasses import replace
-
     (task, *_) = (t.quick() for t in GRIDS["defaults"]([0]) if t.materials.unseen_words)
     materials = get_materials(replace(task.materials, prompts=48), Store(tmp_path))
 
@@ -117,3 +114,14 @@ def test_tuning_and_finals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     text = capsys.readouterr().out
     assert "share of the optimum's gain" in text or "No comparison" in text
     assert "oracle + anchor" in text
+
+
+@pytest.mark.long
+def test_two_processes_share_the_work(tmp_path: Path, folder: Path, results: dict[str, dict[str, Any]]) -> None:
+    """The same numbers as one process gives, each run done once."""
+    assert study(tmp_path, "--jobs", "2") == 0
+    found = {path.name: json.loads(path.read_text()) for path in (tmp_path / "runs").glob("*.json")}
+    assert set(found) == {path.name for path in (folder / "runs").glob("*.json")}
+    for result in found.values():
+        alone = results[result["task"]["label"]]
+        assert {k: v for k, v in result.items() if k != "seconds"} == {k: v for k, v in alone.items() if k != "seconds"}

@@ -42,11 +42,15 @@ def health_of(trainer: Any) -> dict[str, Any]:
 
 
 def last_values(history: list[dict[str, Any]]) -> dict[str, float]:
-    """The value logged last by each name; values that are not finite are left out."""
+    """The value logged last by each name; values that are not finite, and those of the clock, are left out."""
     values: dict[str, float] = {}
     for entry in history:
         values |= {name: float(value) for name, value in entry.items() if isinstance(value, (int, float))}
-    return {name: value for name, value in values.items() if math.isfinite(value)}
+    return {
+        name: value
+        for name, value in values.items()
+        if math.isfinite(value) and not name.endswith(("_runtime", "_per_second"))
+    }
 
 
 def summary_of_heads(table: TokenTable, names: Sequence[str], selection: Mapping[str, str]) -> dict[str, Any]:
