@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from common import Run, markdown, peak_of, ratio, spread, take_turns
 from machines import trl_is_available
-from rows import row_backends, use_rows
+from rows import backends_in_models, use_rows
 from scorer import Problem, ours, trl
 
 from sparsepo.scoring import DenseScorer, FusedScorer
@@ -55,7 +55,7 @@ def variants(device: str) -> dict[str, Callable[[Problem], None]]:
         found["TRL composed (with KL)"] = lambda p: trl(p, divergence=True)
         found["frozen head: TRL DPO"] = lambda p: trl(p, divergence=False, frozen=True)
     found["fused"] = lambda p: ours(p, FusedScorer())
-    for name, backend in row_backends(device).items():
+    for name, backend in backends_in_models(device).items():
         found[f"fused, rows {name}"] = _with(backend, lambda p: ours(p, FusedScorer()))
     for zeros in (0.5, 0.8, 0.9):
         found[f"fused, {zeros:.0%} zeros"] = lambda p, zeros=zeros: ours(p, FusedScorer(), zeros)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from common import markdown, peak_of, ratio, spread, take_turns
 from gpu_scorer import without_those_that_do_not_fit
-from rows import row_backends, use_rows
+from rows import backends_in_models, use_rows
 from step_variants import FIELDS, VARIANTS, Bench, Variant, random_rows
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -130,7 +130,7 @@ def steps_of(bench: GpuBench) -> tuple[dict[str, Callable[[], None]], dict[str, 
             failed[name] = "ran out of the device's memory"
     default = "LoRA: SparsePO" if bench.geometry.lora else "SparsePO"
     if default in steps:
-        for rows, backend in row_backends(bench.args.device).items():
+        for rows, backend in backends_in_models(bench.args.device).items():
             steps[f"{default}, rows {rows}"] = _with(backend, steps[default])
     return steps, failed
 

@@ -123,6 +123,11 @@ def row_backends(device: str) -> dict[str, Any]:
     return found
 
 
+def backends_in_models(device: str) -> dict[str, Any]:
+    """Those that heads and whole steps are timed with: compiling for every shape takes longer than all of their steps."""
+    return {name: backend for name, backend in row_backends(device).items() if name != "compiled"}
+
+
 def shaped(block: int, warps: int) -> Any:
     """Triton's rows with programs of another shape."""
 

@@ -234,7 +234,11 @@ def test_triton_asked_for_is_tried_and_used(monkeypatch):
     assert row_backend(DEVICE) is TritonRows
 
 
+on_the_cpu = pytest.mark.skipif(DEVICE == "cuda", reason="tests/scoring/test_cuda.py does the same on the GPU")
+
+
 @needs_triton
+@on_the_cpu
 @pytest.mark.parametrize("name", ["sparsepo", "tdpo2", "dpop"])
 @pytest.mark.parametrize("more", [{"bias": True}, {"scale": 0.5, "softcap": 5.0}])
 def test_the_fused_scorer_with_triton_rows_equals_the_dense_one(monkeypatch, name, more):
@@ -246,6 +250,7 @@ def test_the_fused_scorer_with_triton_rows_equals_the_dense_one(monkeypatch, nam
 
 
 @needs_triton
+@on_the_cpu
 def test_a_frozen_head_with_triton_rows_gets_the_dense_gradient(monkeypatch):
     monkeypatch.setenv("SPARSEPO_ROWS", "triton")
     gradients = []

@@ -232,3 +232,15 @@ def ways_taken(monkeypatch, frozen, budget, objective, lengths, change=None):
 )
 def test_the_way_that_costs_least_is_taken(monkeypatch, frozen, budget, objective, way):
     assert ways_taken(monkeypatch, frozen, budget, objective, [4, 3]) == {way}
+
+
+@pytest.mark.parametrize("name", ["sparsepo", "tdpo2", "ipo"])
+@pytest.mark.parametrize("budget", [None, 0.002, 1e-4])
+def test_the_ways_that_gpus_take_give_the_same(monkeypatch, name, budget):
+    """Where launches cost most: one group of all pairs where it fits, larger tiles where not."""
+    monkeypatch.setattr(walks_module.Work, "is_on_gpu", property(lambda work: True))
+    objective = get_objective("dpo", link="ipo") if name == "ipo" else get_objective(name)
+    lengths = [5, 2, 0, 7, 1, 3]
+    for frozen in (False, True):
+        found = outcome(FusedScorer(budget), 5, lengths, objective, frozen)
+        assert_same(found, outcome(DenseScorer(), 5, lengths, objective, frozen), 3e-5)

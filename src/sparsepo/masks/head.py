@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -92,34 +92,36 @@ class MaskHead(nn.Module):
         """H."""
         return (self.layer_weight if self.inner_weight is None else self.inner_weight).shape[-1]
 
-    def projection(self, layer: int, dtype: torch.dtype) -> Tensor:
-        """What multiplies the normalised state of a layer, the LayerNorm's weight folded in; (K, H), K = 1 or W."""
-        weight = self.layer_weight[layer][None] if self.inner_weight is None else self.inner_weight[layer]
+    def _maps(self) -> Tensor:
+        """What is applied to the normalised states, before the LayerNorm's weight and bias, (L, K, H), K = 1 or W."""
+        return self.layer_weight[:, None] if self.inner_weight is None else self.inner_weight
+
+    def projections(self, dtype: torch.dtype) -> Tensor:
+        """What multiplies the normalised states of the layers, the LayerNorm's weight folded in; (L, K, H)."""
+        weight = self._maps()
         return (weight if self.norm is None else weight * self.norm.weight).to(dtype)
 
-    def layer_value(self, layer: int, projected: Tensor) -> Tensor:
-        """act(w_l · LN(h_l) + b_l) from what :meth:`projection` gave, without act where there is no mixer;
-        (N, K) → (N,)."""
+    def layer_values(self, projected: Tensor) -> Tensor:
+        """act(w_l · LN(h_l) + b_l) from what :meth:`projections` gave, without act where there is no mixer;
+        (L, N, K) → (L, N)."""
         dtype = projected.dtype
-        weight = self.layer_weight[layer][None] if self.inner_weight is None else self.inner_weight[layer]
         if self.norm is not None:
-            projected = projected + (weight.to(dtype) @ self.norm.bias.to(dtype))
+            projected = projected + (self._maps().to(dtype) @ self.norm.bias.to(dtype))[:, None]
         if self.inner_bias is None:
-            value = projected[:, 0]
+            value = projected[..., 0]
         else:
-            value = (projected + self.inner_bias[layer].to(dtype)) @ self.layer_weight[layer].to(dtype)
-        value = value + self.layer_bias[layer].to(dtype)
+            inner = projected + self.inner_bias[:, None].to(dtype)
+            value = (inner @ self.layer_weight[..., None].to(dtype))[..., 0]
+        value = value + self.layer_bias[:, None].to(dtype)
         return value if self.mixer_weight is None else self.act(value)
 
-    def mixed(self, values: Sequence[Tensor], drop: Dropper | None = None) -> Tensor:
-        """Σ_l v_l a_l from the L layers' values, (N,); without a mixer the one layer's value."""
+    def mixed(self, values: Tensor, drop: Dropper | None = None) -> Tensor:
+        """Σ_l v_l a_l from the layers' values, (L, N) → (N,); without a mixer the one layer's value."""
         if self.mixer_weight is None:
             return values[0]
-        total = torch.zeros_like(values[0])
-        for layer, value in enumerate(values):
-            kept = value if drop is None else drop(layer, value)
-            total = total + self.mixer_weight[layer].to(value.dtype) * kept
-        return total
+        if drop is not None:
+            values = torch.stack([drop(layer, value) for layer, value in enumerate(values)])
+        return (self.mixer_weight[:, None].to(values.dtype) * values).sum(0)
 
     def shifted(self, mixed: Tensor) -> Tensor:
         """x, what the gate reads, (N,)."""

@@ -212,16 +212,12 @@ class LearnedMask(Masker):
         with torch.autocast(states[0].device.type, enabled=False):
             dtype = torch.promote_types(heads[0].layer_weight.dtype, torch.float32)
             eps = self.norm_eps if self.layers == "all" else None
-            values: list[list[Tensor]] = [[] for _ in heads]
-            for layer, state in enumerate(states):
-                weights = [head.projection(layer, dtype) for head in heads]
-                # one pass over the states serves both heads: normalising does not depend on the head
-                parts = project(state, index, torch.cat(weights), eps).split([len(w) for w in weights], dim=1)
-                for head, part, of_head in zip(heads, parts, values, strict=True):
-                    of_head.append(head.layer_value(layer, part))
+            weights = [head.projections(dtype) for head in heads]
+            # one pass over the states serves both heads: normalising does not depend on the head
+            parts = project(states, index, torch.cat(weights, dim=1), eps).split([w.shape[1] for w in weights], dim=2)
             return [
-                head.mixed(own, self._dropper(k, uniform))
-                for k, (head, own) in enumerate(zip(heads, values, strict=True))
+                head.mixed(head.layer_values(part), self._dropper(k, uniform))
+                for k, (head, part) in enumerate(zip(heads, parts, strict=True))
             ]
 
     def compact_masks(
@@ -255,10 +251,10 @@ class LearnedMask(Masker):
         x = head.shifted(mixed)
         drop = self._dropper(number, uniform)
         if self.activation == "none":
-            return GateOutput(drop(self.layers_read, x), None)
+            return GateOutput(x if drop is None else drop(self.layers_read, x), None)
         noise = uniform(_GATE_STREAM + number) if uniform is not None and self.gate.stochastic else None
         mask = self.gate(x, responses, noise)
-        return GateOutput(drop(self.layers_read, mask), self.gate.size(x))
+        return GateOutput(mask if drop is None else drop(self.layers_read, mask), self.gate.size(x))
 
     def _uniform(self, keep: Tensor, noise: NoiseKey | None) -> Callable[[int], Tensor] | None:
         if not self.training or (self.dropout == 0 and not self.gate.stochastic):
@@ -268,9 +264,9 @@ class LearnedMask(Masker):
         count = int(keep.sum())
         return lambda stream: torch.rand(count, device=keep.device)
 
-    def _dropper(self, head: int, uniform: Callable[[int], Tensor] | None) -> Dropper:
+    def _dropper(self, head: int, uniform: Callable[[int], Tensor] | None) -> Dropper | None:
         if uniform is None or self.dropout == 0:
-            return lambda layer, value: value
+            return None
         first = _DROPOUT_STREAM + head * (self.layers_read + 1)
 
         def drop(layer: int, value: Tensor) -> Tensor:

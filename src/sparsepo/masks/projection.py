@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,22 +12,22 @@ from torch import Tensor
 Index = tuple[Tensor, Tensor]
 
 
-def project(states: Tensor, index: Index, weight: Tensor, eps: float | None) -> Tensor:
-    """weight · normalise(states[index]), in the weight's precision whatever the states' and autocast's.
+def project(states: Sequence[Tensor], index: Index, weight: Tensor, eps: float | None) -> Tensor:
+    """weight_l · normalise(states_l[index]) of L layers, in the weight's precision whatever the states' and autocast's.
 
     Backward recomputes what it needs from ``states``, so L layers of N tokens cost no L·N·H memory beside the
     states themselves. No gradient reaches ``states``: they are the frozen reference's.
 
     Args:
-        states: hidden states, any floating type, (B, S, H).
+        states: hidden states, any floating type, L × (B, S, H).
         index: row and column of each of the N tokens, int64, (N,) each.
-        weight: (K, H), float32 or float64.
+        weight: (L, K, H), float32 or float64.
         eps: added to the variance, or None: no normalisation.
 
     Returns:
-        (N, K)
+        (L, N, K)
     """
-    out: Tensor = _Project.apply(states.detach(), *index, weight, eps)
+    out: Tensor = _Project.apply(*index, weight, eps, *(state.detach() for state in states))
     return out
 
 
@@ -38,15 +39,21 @@ def _gather(states: Tensor, rows: Tensor, columns: Tensor, weight: Tensor, eps: 
 
 class _Project(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, states: Tensor, rows: Tensor, columns: Tensor, weight: Tensor, eps: float | None) -> Tensor:
-        ctx.save_for_backward(states, rows, columns, weight)
+    def forward(ctx: Any, rows: Tensor, columns: Tensor, weight: Tensor, eps: float | None, *states: Tensor) -> Tensor:
+        ctx.save_for_backward(rows, columns, weight, *states)
         ctx.eps = eps
-        with torch.autocast(states.device.type, enabled=False):
-            return F.linear(_gather(states, rows, columns, weight, eps), weight)
+        out = weight.new_empty(len(states), len(rows), weight.shape[1])
+        with torch.autocast(weight.device.type, enabled=False):
+            for of_layer, state, own in zip(out, states, weight.detach(), strict=True):
+                torch.mm(_gather(state, rows, columns, own, eps), own.T, out=of_layer)
+        return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        states, rows, columns, weight = ctx.saved_tensors
-        with torch.autocast(states.device.type, enabled=False):
-            return None, None, None, grad.T @ _gather(states, rows, columns, weight, ctx.eps), None
+        rows, columns, weight, *states = ctx.saved_tensors
+        gradient = torch.empty_like(weight)
+        with torch.autocast(weight.device.type, enabled=False):
+            for of_layer, state, given in zip(gradient, states, grad, strict=True):
+                torch.mm(given.T, _gather(state, rows, columns, weight, ctx.eps), out=of_layer)
+        return None, None, gradient, None, *[None for _ in states]

@@ -13,7 +13,7 @@ No logits of the whole batch exist, nothing is recomputed in backward, and the o
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -23,12 +23,15 @@ from sparsepo.masks.base import TokenMasks
 from sparsepo.objectives.scores import PairLoss, PairScores
 
 from .dense import ScorerInputs, ScorerOutput, split_pairs
+from .head import LMHead
+from .products import autocast_operand
 from .results import STATISTICS, Results
 from .rows import RowBuffers
 from .triton_rows import row_backend
 from .walks import Work, walk
 
 LEAST_BUDGET_MIB = 512
+GPU_SHARE = 64  # of a GPU's memory, where that is more: larger groups need fewer launches
 
 
 @dataclass
@@ -40,6 +43,7 @@ class _Plan:
     need_kl: bool
     budget: int | None  # bytes of the buffers of logits
     with_gradient: bool
+    kept: tuple[Tensor, ...]  # rows and columns of the tokens to score, (N,) each
     pair_loss: PairLoss | None = None
     arrays: dict[str, Tensor] = field(default_factory=dict)
 
@@ -49,7 +53,8 @@ class FusedScorer:
 
     Args:
         budget_mib: memory for rows of logits (policy and reference together), MiB. Peak extra memory is this plus the
-            gradient of the head, whatever the batch size. None: the size of that gradient in float32, at least 512.
+            gradient of the head, whatever the batch size. None: the size of that gradient in float32, at least 512, and on
+            CUDA at least 1/64 of the device's memory.
 
     Values agree with :class:`DenseScorer` to rounding. The returned scores are detached: gradients flow through ``loss``.
     """
@@ -63,11 +68,12 @@ class FusedScorer:
         self, inputs: ScorerInputs, objective: Callable[[PairScores], PairLoss], need_kl: bool
     ) -> ScorerOutput:
         inputs.check_cached(need_kl)
-        keep = inputs.scored
-        plan = _Plan(inputs, objective, need_kl, self.budget, torch.is_grad_enabled())
+        # looked up once: every use of a boolean index waits for the device
+        kept = inputs.scored.nonzero(as_tuple=True)
+        plan = _Plan(inputs, objective, need_kl, self.budget, torch.is_grad_enabled(), kept)
         head, masks = inputs.policy_head, inputs.masks
         loss = _FusedLoss.apply(
-            inputs.policy_hidden[keep],
+            inputs.policy_hidden[kept],
             head.weight,
             head.bias,
             None if masks is None else masks.reward,
@@ -130,13 +136,23 @@ class _FusedLoss(torch.autograd.Function):
         return (*scaled, None)
 
 
+def _operand(head: LMHead) -> LMHead:
+    """The head as the run's mixed precision multiplies it; gradients and the rows of logits stay float32."""
+    weight = autocast_operand(head.weight)
+    return head if weight is head.weight else replace(head, weight=weight)
+
+
 def _budget(plan: _Plan, weight: Tensor) -> int:
-    return max(LEAST_BUDGET_MIB << 20, 4 * weight.numel()) if plan.budget is None else plan.budget
+    if plan.budget is not None:
+        return plan.budget
+    least = LEAST_BUDGET_MIB << 20
+    if weight.device.type == "cuda":
+        least = max(least, torch.cuda.get_device_properties(weight.device).total_memory // GPU_SHARE)
+    return max(least, 4 * weight.numel())
 
 
 def _prepare(hidden: Tensor, weight: Tensor, bias: Tensor | None, plan: _Plan, needs: Any) -> Work:
-    inputs = plan.inputs
-    keep = inputs.scored
+    inputs, keep = plan.inputs, plan.kept
     dtype = torch.promote_types(torch.promote_types(weight.dtype, hidden.dtype), torch.float32)
     cached, reference = inputs.cached, inputs.reference_hidden
 
@@ -147,10 +163,11 @@ def _prepare(hidden: Tensor, weight: Tensor, bias: Tensor | None, plan: _Plan, n
         return None if values is None else values[keep].to(dtype)
 
     return Work(
-        head=inputs.policy_head,
+        head=_operand(inputs.policy_head),
+        flat=keep[0] * inputs.targets.shape[1] + keep[1],
         hidden=hidden.detach(),
         targets=inputs.targets[keep],
-        reference_head=inputs.reference_head if cached is None else None,
+        reference_head=None if cached is not None or inputs.reference_head is None else _operand(inputs.reference_head),
         reference_hidden=None if reference is None or cached is not None else reference[keep],
         cached_logps=None if cached is None else kept(cached.logps),
         cached_normaliser=None if cached is None else kept(cached.log_normaliser),

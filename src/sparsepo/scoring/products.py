@@ -1,8 +1,8 @@
 """Products of the head with float32 results, whatever the weights' type.
 
 Half-precision logits would put a floor of about 1e-3 under the KL, so rows of logits are float32. Where a device
-multiplies half precision into float32 natively (CUDA), operands stay in half precision; elsewhere the weight is cast to
-the rows' type tile by tile, so that no whole copy of it exists.
+multiplies half precision into float32 natively (CUDA), operands stay in half precision, and under mixed precision float32
+operands take it; elsewhere the weight is cast to the rows' type tile by tile, so that no whole copy of it exists.
 """
 
 from __future__ import annotations
@@ -20,11 +20,20 @@ _HALF = (torch.bfloat16, torch.float16)
 _native: dict[tuple[str, torch.dtype], bool] = {}
 
 
+def autocast_operand(weight: Tensor) -> Tensor:
+    """The weight as mixed precision multiplies it: in autocast's type where the device does so natively, else itself."""
+    device = weight.device.type
+    if weight.dtype != torch.float32 or device == "cpu" or not torch.is_autocast_enabled(device):
+        return weight
+    dtype = torch.get_autocast_dtype(device)
+    return weight.detach().to(dtype) if _multiplies_natively(weight.device, dtype) else weight
+
+
 def project_into(out: Tensor, hidden: Tensor, weight: Tensor) -> None:
     """out = hidden · Wᵀ: hidden (n, H), W (V, H), out (n, V) float32 or float64."""
     weight = weight.detach()
-    if hidden.dtype == weight.dtype and is_native(weight):
-        torch.mm(hidden, weight.T, out_dtype=torch.float32, out=out)
+    if out.dtype == torch.float32 and is_native(weight):
+        torch.mm(hidden.to(weight.dtype), weight.T, out_dtype=torch.float32, out=out)
         return
     hidden = hidden.to(out.dtype)
     if weight.dtype == out.dtype:
@@ -63,6 +72,25 @@ def add_outer(total: Tensor, rows: Tensor, hidden: Tensor, like: Tensor) -> None
     total.addmm_(rows.T, hidden.to(rows.dtype))
 
 
+def backward_products(rows: Tensor, hidden: Tensor, weight: Tensor, total: Tensor | None) -> Tensor:
+    """rows · W as :func:`times_weight`, and total += rowsᵀ · hidden as :func:`add_outer` where there is a total.
+
+    Where half precision is multiplied natively, rows are cast once for both.
+    """
+    if total is None:
+        return times_weight(rows, weight)
+    if total.dtype != torch.float32 or not (_keeps_range(weight) and is_native(weight)):
+        add_outer(total, rows, hidden, weight)
+        return times_weight(rows, weight)
+    weight, hidden = weight.detach(), hidden.to(weight.dtype)
+    result = torch.zeros(len(rows), weight.shape[1], dtype=rows.dtype, device=rows.device)
+    for tile in weight_tiles(weight):
+        half = rows[:, tile].to(weight.dtype)
+        result += torch.mm(half, weight[tile], out_dtype=torch.float32)
+        total[tile] += torch.mm(half.T, hidden, out_dtype=torch.float32)
+    return result
+
+
 def weight_tiles(weight: Tensor) -> Iterator[slice]:
     """Consecutive rows of a (V, H) weight, some million elements at a time."""
     size = max(1, _TILE_ELEMENTS // weight.shape[1])
@@ -79,11 +107,15 @@ def _keeps_range(weight: Tensor) -> bool:
 
 def is_native(weight: Tensor) -> bool:
     """Whether the device multiplies this half precision into float32; tried once on small numbers, else the slow way."""
-    if weight.dtype not in _HALF or weight.device.type != "cuda":
+    return _multiplies_natively(weight.device, weight.dtype)
+
+
+def _multiplies_natively(device: torch.device, dtype: torch.dtype) -> bool:
+    if dtype not in _HALF or device.type != "cuda":
         return False
-    key = (str(weight.device), weight.dtype)
+    key = (str(device), dtype)
     if key not in _native:
-        _native[key] = _check_native(weight.device, weight.dtype)
+        _native[key] = _check_native(device, dtype)
     return _native[key]
 
 

@@ -231,7 +231,8 @@ def row_backend(device: torch.device | str) -> Any:
     if wanted == "torch" or (not wanted and device.type != "cuda"):
         return TorchRows
     if str(device) not in _checked:
-        _checked[str(device)] = _why_not(device)
+        with torch.autocast(device.type, enabled=False):  # which would round what the kernels are compared with
+            _checked[str(device)] = _why_not(device)
         if _checked[str(device)] and not wanted:
             logger.warning("scorer: no Triton kernels on %s (%s); using torch.", device, _checked[str(device)])
     why_not = _checked[str(device)]

@@ -13,6 +13,7 @@ N kept rows, width H, vocabulary V; a product costs 2NHV operations.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -21,12 +22,12 @@ import torch
 from torch import Tensor
 
 from .head import LMHead
-from .products import add_outer, times_weight
-from .results import Results
+from .products import add_outer, backward_products, times_weight
+from .results import Group, Results
 from .rows import RowBuffers, RowStatistics, joined
 
 # Rows of the reference that share the memory with a pair's: fewer cost products some speed
-_LEAST_TILE_ROWS = 32
+_LEAST_TILE_ROWS, _LEAST_TILE_ROWS_ON_GPUS = 32, 512
 _TILE_ROWS, _TILE_ROWS_ON_GPUS = 128, 1024
 
 
@@ -35,6 +36,7 @@ class Work:
     """One call's kept rows in order, (N, …), and the gradients being filled; None where there is nothing."""
 
     head: LMHead
+    flat: Tensor  # places of the rows in the flattened (R, T) arrays, (N,)
     hidden: Tensor  # (N, H)
     targets: Tensor  # (N,)
     reference_head: LMHead | None
@@ -60,7 +62,12 @@ class Work:
     @property
     def tile_rows(self) -> int:
         """Rows of logits of a tile, where memory allows them."""
-        return _TILE_ROWS if self.hidden.device.type == "cpu" else _TILE_ROWS_ON_GPUS
+        return _TILE_ROWS_ON_GPUS if self.is_on_gpu else _TILE_ROWS
+
+    @property
+    def is_on_gpu(self) -> bool:
+        """Whether launches of kernels cost more than memory that stays in a cache saves."""
+        return self.hidden.device.type != "cpu"
 
     @property
     def needs_gradient(self) -> bool:
@@ -109,19 +116,14 @@ def walk(work: Work, results: Results, budget: int) -> None:
     """
     keep = results.keep
     pairs = len(keep) // 2
-    counts = keep.sum(1)
-    starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)]).tolist()
+    counts = keep.sum(1).tolist()
+    starts = [0, *itertools.accumulate(counts)]
     room = max(1, budget // (work.buffers.vocabulary * work.buffers.dtype.itemsize))  # rows in all buffers together
-    pair_counts = [starts[p + 1] - starts[p] + starts[pairs + p + 1] - starts[pairs + p] for p in range(pairs)]
-    way = _way(work, room, max(pair_counts, default=0))
+    pair_counts = [counts[p] + counts[pairs + p] for p in range(pairs)]
+    way = _way(work, room, pair_counts)
     fit = room if way.endswith("frozen") or way == "moments" else _rows_of_a_group(way, work, room)
     for first, last in _groups(pair_counts, fit):
-        numbers = [*range(first, last), *range(pairs + first, pairs + last)]
-        group = _Group(
-            index=torch.cat([torch.arange(starts[s], starts[s + 1]) for s in numbers]).to(keep.device),
-            sequences=torch.tensor(numbers, device=keep.device),
-            pairs=slice(first, last),
-        )
+        group = _group(work, starts, keep.shape, first, last)
         if way == "moments":
             _moments(work, results, group, room)
         elif way == "paired" or (way == "directed" and len(group.index) > fit):
@@ -130,23 +132,31 @@ def walk(work: Work, results: Results, budget: int) -> None:
             _directed(work, results, group, room)
 
 
-@dataclass
-class _Group:
-    """Consecutive pairs [first, last): their kept rows, chosen sequences first, and the rows of the (R, T) arrays."""
+def _group(work: Work, starts: list[int], shape: torch.Size, first: int, last: int) -> Group:
+    """Pairs [first, last); ``starts``: the first kept row of each of the R sequences, and N."""
+    pairs, width, device = shape[0] // 2, shape[1], work.flat.device
+    ranges = [(starts[s], starts[s + last - first], s) for s in (first, pairs + first)]
+    index = torch.cat([torch.arange(begin, end, device=device) for begin, end, _ in ranges])
+    flat = work.flat[index]
+    if first == 0 and last == pairs:
+        return Group(index, flat, flat, None, slice(first, last))
+    # the group's own sequences are numbered from 0, the chosen ones first
+    moves = (first, pairs + first - (last - first))
+    local = torch.cat([work.flat[begin:end] - width * move
+                       for (begin, end, _), move in zip(ranges, moves, strict=True)])  # fmt: skip
+    sequences = torch.cat([torch.arange(s, s + last - first, device=device) for _, _, s in ranges])
+    return Group(index, flat, local, sequences, slice(first, last))
 
-    index: Tensor  # (n,)
-    sequences: Tensor
-    pairs: slice
 
-
-def _way(work: Work, room: int, largest: int) -> str:
-    """The way that needs the least products, then the least memory."""
+def _way(work: Work, room: int, pair_counts: list[int]) -> str:
+    """The way that needs the least products, then the least memory; on GPUs the fewest launches where memory is there."""
+    largest = max(pair_counts, default=0)
     can_use_moments = work.head_is_frozen and work.head.softcap is None and work.grad_hidden is not None
     if can_use_moments and (work.expected_weight is not None or not (work.projects_reference and work.need_kl)):
         return "moments"
     if not work.needs_gradient:
         return "directed, frozen"  # nothing is kept: tiles of rows
-    if work.has_fixed_direction:
+    if work.has_fixed_direction and not (work.is_on_gpu and 2 * sum(pair_counts) <= room):
         return "directed, frozen" if work.head_is_frozen else "directed"
     if can_use_moments and 2 * largest > room:
         return "moments"
@@ -159,7 +169,8 @@ def _rows_of_a_group(way: str, work: Work, room: int) -> int:
         return room
     if way == "paired":
         return max(1, room // 2)
-    return max(1, room - min(_LEAST_TILE_ROWS, room // 4))
+    least = _LEAST_TILE_ROWS_ON_GPUS if work.is_on_gpu else _LEAST_TILE_ROWS
+    return max(1, room - min(least, room // 4))
 
 
 def _groups(counts: list[int], rows_that_fit: int) -> Iterator[tuple[int, int]]:
@@ -174,14 +185,14 @@ def _groups(counts: list[int], rows_that_fit: int) -> Iterator[tuple[int, int]]:
         yield first, len(counts)
 
 
-def _paired(work: Work, results: Results, group: _Group, fit: int) -> None:
+def _paired(work: Work, results: Results, group: Group, fit: int) -> None:
     blocks = list(group.index.split(fit)) or [group.index]
     found = []
     for rows in blocks:
         policy, reference = work.policy_rows(rows), work.reference_rows(rows)
         found.append(work.row_statistics(policy, reference, rows))
-    results.put(group.sequences, joined(found))
-    grads = results.token_gradients(group.sequences, group.pairs)
+    results.put(group, joined(found))
+    grads = results.token_gradients(group)
     if grads is None or not work.needs_gradient:
         return
     first = 0
@@ -195,10 +206,10 @@ def _paired(work: Work, results: Results, group: _Group, fit: int) -> None:
         _accumulate(work, rows, dz, None)
 
 
-def _directed(work: Work, results: Results, group: _Group, room: int) -> None:
+def _directed(work: Work, results: Results, group: Group, room: int) -> None:
     """Rows become G' = a (1[v = y] − p) + b (p − q) at once, with the directions a, b of their tokens."""
     index = group.index
-    directions = results.directions(group.sequences, group.pairs) if work.needs_gradient else None
+    directions = results.directions(group) if work.needs_gradient else None
     # with a frozen head nothing couples the rows before the factor: a tile of both is enough
     whole = not work.head_is_frozen
     tile = room
@@ -213,8 +224,8 @@ def _directed(work: Work, results: Results, group: _Group, room: int) -> None:
         found.append(_directed_tile(work, rows, mine, work.reference_rows(rows), pair))
         if policy is None and directions is not None and work.grad_hidden is not None:
             work.grad_hidden[rows] = times_weight(mine, work.head.weight)
-    results.put(group.sequences, joined(found))
-    grads = results.token_gradients(group.sequences, group.pairs)
+    results.put(group, joined(found))
+    grads = results.token_gradients(group)
     if directions is None or grads is None:
         if work.grad_hidden is not None:
             work.grad_hidden[index] = 0
@@ -242,11 +253,10 @@ def _directed_tile(
     return joined(parts)
 
 
-def _pair_factors(directions: list[Tensor], grads: list[Tensor], results: Results, group: _Group) -> Tensor:
+def _pair_factors(directions: list[Tensor], grads: list[Tensor], results: Results, group: Group) -> Tensor:
     """Of each row the factor s of its pair, with (g, c) = s · (a, b); zero where a pair has no gradient, (n,)."""
     count = group.pairs.stop - group.pairs.start
-    of_row = torch.arange(count, device=group.index.device).repeat(2)
-    of_row = of_row.repeat_interleave(results.keep[group.sequences].sum(1))  # pair of each row
+    of_row = group.local // results.keep.shape[1] % count  # pair of each row
     (a, b), (g, c) = directions, grads
     products, squares = a * g + b * c, a * a + b * b
     sums = products.new_zeros(2, count).index_add_(1, of_row, torch.stack([products, squares]))
@@ -254,7 +264,7 @@ def _pair_factors(directions: list[Tensor], grads: list[Tensor], results: Result
     return factors[of_row]
 
 
-def _moments(work: Work, results: Results, group: _Group, room: int) -> None:
+def _moments(work: Work, results: Results, group: Group, room: int) -> None:
     """Rows need not wait for the objective: their means of head rows are enough."""
     assert work.grad_hidden is not None
     index, weight = group.index, work.head.weight
@@ -274,8 +284,8 @@ def _moments(work: Work, results: Results, group: _Group, room: int) -> None:
             reference_expected[block] = times_weight(
                 work.arithmetic.reference_probabilities(reference, found[-1]), weight
             )
-    results.put(group.sequences, joined(found))
-    grads = results.token_gradients(group.sequences, group.pairs)
+    results.put(group, joined(found))
+    grads = results.token_gradients(group)
     if grads is None:
         return
     g, c = (values[:, None] for values in grads)
@@ -287,11 +297,13 @@ def _moments(work: Work, results: Results, group: _Group, room: int) -> None:
 
 def _accumulate(work: Work, index: Tensor, dz: Tensor, factor: Tensor | None) -> None:
     """Rows of ∂L/∂(W h + b), each times its factor → gradients of hidden states and head."""
+    weight, total = work.head.weight, work.grad_weight
+    hidden = work.hidden[index].to(dz.dtype)
+    scaled = hidden if factor is None else hidden * factor[:, None]
     if work.grad_hidden is not None:
-        gradient = times_weight(dz, work.head.weight)
+        gradient = backward_products(dz, scaled, weight, total)
         work.grad_hidden[index] = gradient if factor is None else gradient * factor[:, None]
-    if work.grad_weight is not None:
-        hidden = work.hidden[index].to(dz.dtype)
-        add_outer(work.grad_weight, dz, hidden if factor is None else hidden * factor[:, None], work.head.weight)
+    elif total is not None:
+        add_outer(total, dz, scaled, weight)
     if work.grad_bias is not None:
         work.grad_bias += dz.sum(0) if factor is None else factor @ dz
