@@ -87,16 +87,21 @@ def gates(seeds: Sequence[int]) -> list[Task]:
 
 def learning(seeds: Sequence[int]) -> list[Task]:
     """What limits the head? Its rate, schedule and form, the anchor, β, the policy's rate, the budget of steps."""
-    fast: Settings = {"mask_learning_rate": 5e-3}
+    fast: Settings = {"mask_activation": "leaky", "mask_learning_rate": 1e-2}
     base = learned("normalised", 0.6, **fast)
     settings: list[Setting] = [
         base,
+        learned("normalised", 0.6, **{**fast, "mask_learning_rate": 2e-2}),
+        learned("normalised", 0.8, **fast),
+        learned("normalised", 0.3, **fast),
+        learned("relu", 0.6, **fast),
+        learned("sigmoid", mask_learning_rate=1e-2),
+        learned("normalised", 0.6, **fast, mask_position="token"),
+        learned("relu", mask_learning_rate=1e-2),
         learned("normalised", 0.6, mask_learning_rate=1e-2),
-        learned("normalised", **fast),
+        learned("normalised", mask_learning_rate=5e-3),
         learned("normalised", 0.6, **fast, mask_on="reward"),
         learned("normalised", 0.6, **fast, mask_sharing="independent"),
-        learned("relu", mask_learning_rate=1e-2),
-        learned("normalised", 0.6, **fast, mask_activation="leaky"),
         learned("normalised", 0.6, **fast, mask_hold_steps=0.2),
         learned("normalised", 0.6, **fast, mask_lr_scheduler_type="constant_with_warmup"),
         learned("normalised", 0.6, **fast, mask_weight_decay=0.0),
@@ -113,18 +118,16 @@ def learning(seeds: Sequence[int]) -> list[Task]:
         "policy lr 4e-4": {"learning_rate": 4e-4},
         "125 steps": {"steps": 125},
     }
-    return [
-        task
-        for seed in seeds
-        for task in (
-            *tasks_of(settings, [seed]),
-            *(
-                task
-                for name, change in changes.items()
-                for task in tasks_of([(f"{base[0]}, {name}", base[1])], [seed], **change)
-            ),
-        )
-    ]
+    tasks = []
+    for seed in seeds:
+        own = tasks_of(settings, [seed])
+        changed = [
+            task
+            for name, change in changes.items()
+            for task in tasks_of([(f"{base[0]}, {name}", base[1])], [seed], **change)
+        ]
+        tasks += [*own[:6], changed[0], *own[6:], *changed[1:]]
+    return tasks
 
 
 def published(seeds: Sequence[int]) -> list[Task]:
