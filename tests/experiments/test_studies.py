@@ -125,3 +125,19 @@ def test_two_processes_share_the_work(tmp_path: Path, folder: Path, results: dic
     for result in found.values():
         alone = results[result["task"]["label"]]
         assert {k: v for k, v in result.items() if k != "seconds"} == {k: v for k, v in alone.items() if k != "seconds"}
+
+
+def test_own_candidates_are_judged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({"mine": {"mask_gate": "clamped", "beta": 0.5}}))
+    common = ["--output", str(tmp_path), "--seeds", "0", "--settings", str(path)]
+    assert main(["defaults", *common, "--list"]) == 0
+    listed = capsys.readouterr().out
+    assert "mine" in listed
+    assert "mine, unseen words" in listed
+    assert "normalised" not in listed
+    with pytest.raises(SystemExit, match="defaults only"):
+        main(["gates", *common])
+    path.write_text("[1]")
+    with pytest.raises(ValueError, match="must hold"):
+        main(["defaults", *common])

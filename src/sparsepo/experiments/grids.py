@@ -220,9 +220,9 @@ CANDIDATES: tuple[Setting, ...] = (
 )
 
 
-def defaults(seeds: Sequence[int]) -> list[Task]:
-    """Do the defaults find the tokens? Beside DPO's |log-ratio|; then with preference words never seen in pairs."""
-    settings = [*CANDIDATES, ("DPO", {"objective": "dpo", "beta": BETA, "kl_anchor": ANCHOR})]
+def defaults(seeds: Sequence[int], candidates: Sequence[Setting] = CANDIDATES) -> list[Task]:
+    """Do the defaults find the tokens? Beside DPO's log-ratio; then with preference words never seen in pairs."""
+    settings = [*candidates, ("DPO", {"objective": "dpo", "beta": BETA, "kl_anchor": ANCHOR})]
     seen = tasks_of(settings, seeds)
     unseen = [(f"{name}, unseen words", own) for name, own in settings]
     return seen + tasks_of(unseen, seeds, unseen_words=True)

@@ -7,6 +7,7 @@ import os
 import time
 import traceback
 from collections.abc import Sequence
+from importlib.metadata import version
 from typing import Any
 
 from .store import Store
@@ -70,11 +71,15 @@ def _run(task: Run, store: Store, place: str, retry: bool) -> None:
             store.save_failure(task, traceback.format_exc())
             print(f"{place} {task.label}, seed {task.seed}: FAILED, {type(error).__name__}: {error}", flush=True)
             return
-        store.save(task, result)
+        store.save(task, result | {"versions": _versions()})
         print(
             f"{place} {task.label}, seed {task.seed}: {_summary(result)} {time.perf_counter() - start:.0f} s",
             flush=True,
         )
+
+
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in ("sparsepo", "torch", "transformers", "trl")}
 
 
 def _summary(result: dict[str, Any]) -> str:

@@ -7,14 +7,15 @@ with what is missing. Tables with 95 % intervals go to the screen and to DIR/NAM
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from . import matched
-from .grids import ANCHOR, GRIDS
+from .grids import ANCHOR, GRIDS, Setting, defaults
 from .running import run_tasks
 from .store import Store
-from .tables import COLUMNS, controls_table, study_table
+from .tables import COLUMNS, controls_table, study_table, verdict_table
 from .tasks import Task
 
 STUDIES = (*GRIDS, "tuning", "finals")
@@ -27,6 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.seeds is None:
         args.seeds = list(SEEDS.get(args.study, (0, 1, 2)))
     store = Store(args.output)
+    if args.settings is not None and args.study != "defaults":
+        raise SystemExit(f"--settings {args.settings} has no effect with {args.study}: it is read by defaults only.")
     if args.study == "tuning":
         return _tuning(args, store)
     tasks = study_tasks(args, store)
@@ -48,7 +51,8 @@ def study_tasks(args: argparse.Namespace, store: Store) -> list[Task]:
     if args.study == "finals":
         tasks = matched.final_tasks(store, args.seeds, _sizes(args.quick))
     else:
-        tasks = GRIDS[args.study](args.seeds)
+        given = {} if args.settings is None else {"candidates": read_settings(args.settings)}
+        tasks = defaults(args.seeds, **given) if args.study == "defaults" else GRIDS[args.study](args.seeds)
         if args.quick:
             tasks = [task.quick() for task in tasks]
     if args.only is not None:
@@ -56,10 +60,24 @@ def study_tasks(args: argparse.Namespace, store: Store) -> list[Task]:
     return tasks if args.limit is None else tasks[: args.limit]
 
 
+def read_settings(path: str) -> list[Setting]:
+    """Settings from a JSON file: {"name": {"mask_gate": …, …}, …}.
+
+    Raises:
+        ValueError: the file holds anything else.
+    """
+    content = json.loads(Path(path).read_text(encoding="utf-8"))
+    if not isinstance(content, dict) or not all(isinstance(own, dict) for own in content.values()):
+        raise ValueError(f'{path} must hold {{"name": {{settings of SparsePOConfig}}, …}}.')
+    return list(content.items())
+
+
 def study_report(name: str, tasks: Sequence[Task], store: Store) -> str:
     """The study's page: what it asks, its table, and the controls of its seeds."""
     question = (GRIDS[name].__doc__ or "").strip()
     parts = [f"# Study: {name}\n", f"{question}\n", study_table(tasks, store, COLUMNS[name])]
+    if name in ("defaults", "targets"):
+        parts += ["## Is it good enough for a default?\n", verdict_table(tasks, store)]
     controls = controls_table(tasks, store)
     if controls:
         parts += ["## Controls\n", controls]
@@ -124,6 +142,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--limit", type=int, help="only the first tasks, which say the most")
     parser.add_argument("--only", nargs="+", metavar="WORD", help="only settings whose name holds one of these words")
+    parser.add_argument("--settings", metavar="FILE", help="defaults: judge these settings instead, JSON by name")
     parser.add_argument("--quick", action="store_true", help="every run in seconds, nothing is learned well")
     parser.add_argument("--report_only", action="store_true", help="run nothing, write the tables of what is done")
     parser.add_argument("--list", action="store_true", help="show the tasks and which are done")
