@@ -7,8 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from sparsepo.evaluation.tilting import TiltedReference
 from sparsepo.experiments import matched, playground_runs
 from sparsepo.experiments.grids import GRIDS
 from sparsepo.experiments.playground_materials import get_materials
@@ -51,6 +53,7 @@ def test_a_run_stores_everything_that_the_tables_need(results: dict[str, dict[st
         assert last["step"] == 4
         assert last["kl"]["mean"] > 0
         assert 0 < last["reward"]["mean"] < 1
+        assert last["share_of_optimum"] is not None
         assert result["health"]["collapse"] is False
 
 
@@ -141,3 +144,12 @@ def test_own_candidates_are_judged(tmp_path: Path, capsys: pytest.CaptureFixture
     path.write_text("[1]")
     with pytest.raises(ValueError, match="must hold"):
         main(["defaults", *common])
+
+
+def test_share_of_the_optimum() -> None:
+    optimum = TiltedReference(np.random.default_rng(0).random((100, 64)))
+    point = optimum.at_kl(0.2)
+    reached = [(point.reward, 0.2), (optimum.reference_reward, 0.2), (0.9, 50.0)]
+    policy = [{"reward": {"mean": reward}, "kl": {"mean": kl}} for reward, kl in reached]
+    shares = [entry["share_of_optimum"] for entry in playground_runs.with_share_of_optimum(policy, optimum)]
+    assert shares == [pytest.approx(1), pytest.approx(0), None]

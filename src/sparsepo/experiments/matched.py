@@ -15,6 +15,7 @@ from sparsepo.evaluation.tilting import TiltedReference
 from .frontier import Comparison, Curve, compare, reward_within
 from .grids import ANCHOR, FRONTIER, Settings, baseline
 from .playground_materials import reference_rewards
+from .playground_runs import OPTIMUM_PROMPTS, OPTIMUM_SAMPLES
 from .running import run_tasks
 from .store import Store, write_json
 from .tasks import MaterialSettings, Task
@@ -39,8 +40,8 @@ class Sizes:
         draws: of the bootstrap.
     """
 
-    prompts: int = 256
-    samples: int = 64
+    prompts: int = OPTIMUM_PROMPTS
+    samples: int = OPTIMUM_SAMPLES
     rungs: tuple[int, ...] = RUNGS
     evaluation_prompts: int = 256
     draws: int = 1000

@@ -17,18 +17,21 @@ from transformers import TrainerCallback
 from sparsepo.evaluation.controls import head_numbers, random_scores, untrained_masks
 from sparsepo.evaluation.kl import sequence_kl
 from sparsepo.evaluation.reward_model import gradient_control
+from sparsepo.evaluation.tilting import TiltedReference
 from sparsepo.evaluation.token_table import SIDES, Batch, Description, ScoredBatch, TokenTable
 from sparsepo.masks import LearnedMask
 from sparsepo.playground.pairs import sample_responses
 from sparsepo.playground.yardstick import token_table
 
 from .judging import MASKS, Ranking, health_of, last_values, rank, summary_of_heads
-from .playground_materials import EVALUATION_STREAM, Materials, Rows, get_materials, reward_model_of
+from .playground_materials import EVALUATION_STREAM, Materials, Rows, get_materials, reference_rewards, reward_model_of
 from .store import Store, write_json
 from .tasks import Task
 from .trainers import build_trainer
 
 UNTRAINED_HEADS = 40
+# of the reference, for the optimum
+OPTIMUM_PROMPTS, OPTIMUM_SAMPLES = 256, 64
 # selections of tokens that are ranked: arguments of TokenTable.ranking
 SELECTIONS: dict[str, dict[str, str]] = {
     "all": {},
@@ -92,7 +95,7 @@ def run_task(task: Task, store: Store) -> dict[str, Any]:
             "share_of_ceiling": share_of_ceiling(ranking) if position == "predicting" else {},
             "controls": _controls(materials, reference, trainer, batches, position),
             "health": health_of(trainer),
-            "policy": judge.results,
+            "policy": with_share_of_optimum(judge.results, optimum_of(task, store)),
             "log": last_values(trainer.state.log_history),
         }
     return result | {"seconds": round(time.perf_counter() - start, 1)}
@@ -120,6 +123,30 @@ class PolicyJudge(TrainerCallback):
         if state.global_step in self.steps:
             entry = judge_policy(kwargs["model"], self.reference, self.materials, self.task)
             self.results.append({"step": state.global_step, **entry})
+
+
+def optimum_of(task: Task, store: Store) -> TiltedReference:
+    """The optimal policies of a seed's reference, from its samples on the first prompts that policies are judged on."""
+    prompts = min(task.evaluation_prompts, OPTIMUM_PROMPTS)
+    return TiltedReference(reference_rewards(task.materials, store, prompts, OPTIMUM_SAMPLES))
+
+
+def with_share_of_optimum(policy: list[dict[str, Any]], optimum: TiltedReference) -> list[dict[str, Any]]:
+    """Each judgement with ``share_of_optimum``: its gain over the reference as a part of the largest at its KL.
+
+    Rewards at different KL do not compare; these shares do. None where the policy is farther away than the samples of the
+    reference can show, or where there is nothing to gain.
+    """
+
+    def share(entry: dict[str, Any]) -> float | None:
+        try:
+            best = optimum.at_kl(entry["kl"]["mean"]).reward
+        except ValueError:
+            return None
+        gain = best - optimum.reference_reward
+        return (entry["reward"]["mean"] - optimum.reference_reward) / gain if gain > 0 else None
+
+    return [{**entry, "share_of_optimum": share(entry)} for entry in policy]
 
 
 def judge_policy(model: Any, reference: Any, materials: Materials, task: Task) -> dict[str, Any]:

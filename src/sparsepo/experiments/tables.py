@@ -84,7 +84,11 @@ KL_MASK_COLUMNS: dict[str, Column] = {
     "KL mask zeros": _mask("sparsity", "kl_mask"),
     "KL mask mean": _mask("mean", "kl_mask"),
 }
-POLICY_COLUMNS: dict[str, Column] = {"reward": _policy("reward"), "sequence KL": _policy("kl")}
+POLICY_COLUMNS: dict[str, Column] = {
+    "reward": _policy("reward"),
+    "sequence KL": _policy("kl"),
+    "of optimum": lambda result: result["policy"][-1].get("share_of_optimum") if result["policy"] else None,
+}
 UNSEEN_COLUMNS: dict[str, Column] = {
     "held-out words": _auc("reward_mask", "held_out_words"),
     "seen words": _auc("reward_mask", "seen_words"),
