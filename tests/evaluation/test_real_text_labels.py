@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from sparsepo.cli.small_models import train_tokenizer
-from sparsepo.evaluation.edited_spans import OppositeWords, edit_pair, edit_pairs, edited_marks
+from sparsepo.evaluation.edited_spans import SENTIMENT_GROUPS, OppositeWords, edit_pair, edit_pairs, edited_marks
 from sparsepo.evaluation.text_spans import first_tokens, token_spans, words_of
 from sparsepo.evaluation.word_lists import (
     SentimentWords,
@@ -120,21 +120,25 @@ def test_real_lists(data_folder: Path) -> None:
         assert words.sign(word) == sign, word
 
 
+GROUPS = [(("good", "great", "charming"), ("bad", "boring")), (("enjoyed",), ("hated",))]
+
+
 def test_edits_are_known_and_decide_the_preference() -> None:
-    opposite = OppositeWords(WORDS)
-    text = " It was good: I enjoyed it, CHARMING but never bad."
+    opposite = OppositeWords(GROUPS)
+    text = " It was good: I enjoyed it, CHARMING but so very, very bad."
     pair = edit_pair("p", text, opposite, random.Random(0))
     assert pair is not None
-    assert pair.chosen == text  # the positive words were replaced
+    assert pair.chosen == text  # the positive words, of which there are more, were replaced
     for spans, response in ((pair.chosen_spans, pair.chosen), (pair.rejected_spans, pair.rejected)):
-        pieces = [response[start:end] for start, end in spans]
-        assert len(pieces) == 3
+        assert len(spans) == 3
         rest = response
         for start, end in reversed(spans):
             rest = rest[:start] + "#" + rest[end:]
-        assert rest == " It was #: I # it, # but never bad."
-    rejected = [pair.rejected[start:end] for start, end in pair.rejected_spans]
-    assert rejected == ["bad", "hated", "BORING"] or rejected == ["dreadful", "hated", "BORING"]
+        assert rest == " It was #: I # it, # but so very, very bad."
+    first, second, third = (pair.rejected[start:end] for start, end in pair.rejected_spans)
+    assert first in ("bad", "boring")
+    assert second == "hated"  # the same part of speech
+    assert third in ("BAD", "BORING")
     negative = edit_pair("p", " bad and boring", opposite, random.Random(0))
     assert negative is not None
     assert negative.rejected == " bad and boring"
@@ -144,13 +148,32 @@ def test_edits_are_known_and_decide_the_preference() -> None:
     assert edit_pair("p", " nothing here", opposite, random.Random(0)) is None
     assert len(edit_pairs([("p", text), ("p", " nothing")], opposite)) == 1
     assert edit_pairs([("p", text)], opposite, seed=1) == edit_pairs([("p", text)], opposite, seed=1)
-    assert not OppositeWords(WORDS, allowed={"good"})("good")
     with pytest.raises(ValueError, match="share=0"):
         edit_pair("p", text, opposite, random.Random(0), share=0)
+    with pytest.raises(ValueError, match="'good' twice"):
+        OppositeWords([(("good",), ("bad",)), (("good",), ("evil",))])
+
+
+@pytest.mark.parametrize("text", ["not good", "isn't at all good", "It was never a good", "no good"])
+def test_words_after_a_negation_are_left_alone(text: str) -> None:
+    assert OppositeWords(GROUPS).in_text(text) == []
+
+
+def test_words_before_a_negation_or_far_from_it_are_not() -> None:
+    found = OppositeWords(GROUPS).in_text("good, not that I would have enjoyed it")
+    assert [word for word, _ in found] == ["good", "enjoyed"]
+
+
+def test_the_groups_agree_with_the_word_lists(data_folder: Path) -> None:
+    words = read_sentiment_words(data_folder / "vader_lexicon.zip", data_folder / "opinion_lexicon.zip")
+    opposite = OppositeWords()
+    known = [(opposite.sign(w), words.sign(w)) for pair in SENTIMENT_GROUPS for own in pair for w in own]
+    assert all(listed in (0, sign) for sign, listed in known)
+    assert sum(listed != 0 for _, listed in known) > 0.8 * len(known)
 
 
 def test_edited_tokens_are_marked_in_batches(bpe: Any) -> None:
-    pair = edit_pair("The film:", " It was good and I enjoyed it", OppositeWords(WORDS), random.Random(0))
+    pair = edit_pair("The film:", " It was good and I enjoyed it", OppositeWords(GROUPS), random.Random(0))
     assert pair is not None
     batch = batch_of(bpe, pair.prompt, [pair.chosen, pair.rejected], row_id=7)
     marks = edited_marks(bpe, {7: pair})(batch)["edited"]

@@ -1,7 +1,7 @@
 """Pairs whose deciding tokens are known on real text: a text against itself with known words replaced.
 
-Sentiment words of a text are replaced by words of the opposite sign. The more positive of the two texts is chosen, so
-the preference follows from the replaced spans and from nothing else.
+Sentiment words of a text are replaced by words of the opposite sign and the same part of speech. The more positive of
+the two texts is chosen, so the preference follows from the replaced spans and from nothing else.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from typing import Any
 from torch import Tensor
 
 from .text_spans import (
-    FUNCTION_WORDS,
     Span,
     as_targets,
     first_tokens,
@@ -24,10 +23,35 @@ from .text_spans import (
     words_of,
 )
 from .token_table import Batch, Description
-from .word_lists import SentimentWords
 
-# endings by which a word's part of speech is guessed, longest first
-ENDINGS = ("ingly", "ness", "less", "able", "ible", "ment", "ful", "ous", "ing", "ive", "ly", "ed", "er", "al", "s", "")
+# How many words before a word may hold a negation that turns its sign ("not at all good")
+NEGATION_REACH = 3
+NEGATIONS = frozenset(
+    ("not", "no", "never", "nothing", "nobody", "none", "neither", "nor", "hardly", "barely", "without", "cannot")
+)
+
+
+def _group(positive: str, negative: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    return tuple(positive.split()), tuple(negative.split())
+
+
+# Words that can stand for each other in a sentence, by part of speech: positive, negative. Words that are mostly used
+# in another sense ("like", "pretty", "kind", "well") are left out.
+SENTIMENT_GROUPS = (
+    _group(
+        "good great excellent amazing wonderful brilliant fantastic beautiful funny interesting enjoyable nice perfect "
+        "superb entertaining memorable clever charming delightful fascinating gripping hilarious impressive touching",
+        "bad terrible awful horrible boring dull poor weak stupid lame ridiculous disappointing annoying predictable "
+        "forgettable pathetic dreadful tedious silly unfunny bland clumsy pointless painful",
+    ),
+    _group("best greatest finest funniest", "worst weakest dullest poorest"),
+    _group("better funnier", "worse duller"),
+    _group("loved enjoyed liked adored admired", "hated disliked despised regretted"),
+    _group("love enjoy adore admire", "hate dislike despise regret"),
+    _group("loves enjoys adores admires", "hates dislikes despises regrets"),
+    _group("beautifully brilliantly wonderfully perfectly superbly", "badly poorly terribly horribly awfully"),
+    _group("masterpiece gem triumph delight treat success", "mess disaster failure bore disappointment joke"),
+)
 
 
 @dataclass(frozen=True)
@@ -58,27 +82,44 @@ class EditedPair:
 
 
 class OppositeWords:
-    """For a sentiment word, words of the other sign with the same ending, as a rough sign of the part of speech.
+    """For a sentiment word, the words of the other sign that can stand in its place.
 
     Args:
-        words: the lists.
-        allowed: words that may be put in, such as those that occur in a corpus (rare words would give edits away);
-            None: all.
+        groups: (positive words, negative words) of each part of speech, lower case; no word twice.
+
+    Raises:
+        ValueError: a word stands twice.
     """
 
-    def __init__(self, words: SentimentWords, allowed: Iterable[str] | None = None) -> None:
-        keep = None if allowed is None else frozenset(allowed)
-        self.words = words
-        self._by_ending: dict[tuple[int, str], list[str]] = {}
-        for sign, own in ((1, words.positive), (-1, words.negative)):
-            for word in sorted(own):
-                if (keep is None or word in keep) and word not in FUNCTION_WORDS and word.isalpha():
-                    self._by_ending.setdefault((sign, _ending(word)), []).append(word)
+    def __init__(self, groups: Sequence[tuple[Sequence[str], Sequence[str]]] = SENTIMENT_GROUPS) -> None:
+        self._found: dict[str, tuple[int, Sequence[str]]] = {}
+        for positive, negative in groups:
+            for sign, own, other in ((1, positive, negative), (-1, negative, positive)):
+                for word in own:
+                    if word in self._found:
+                        raise ValueError(f"groups hold {word!r} twice; a word has one sign and one part of speech.")
+                    self._found[word] = (sign, tuple(other))
 
     def __call__(self, word: str) -> Sequence[str]:
-        """Replacements for a word; empty where it is none of the lists' or nothing fits."""
-        sign = 0 if word.lower() in FUNCTION_WORDS else self.words.sign(word)
-        return self._by_ending.get((-sign, _ending(word.lower())), ()) if sign else ()
+        """Replacements for a word; empty where it is in no group."""
+        return self._found.get(word.lower(), (0, ()))[1]
+
+    def sign(self, word: str) -> int:
+        """1, −1, or 0 for a word in no group."""
+        return self._found.get(word.lower(), (0, ()))[0]
+
+    def in_text(self, text: str) -> list[tuple[str, Span]]:
+        """The words of a text that can be replaced, with their places; not those that a negation may turn."""
+        words = words_of(text)
+        return [
+            (word, span)
+            for number, (word, span) in enumerate(words)
+            if self(word)
+            and not any(
+                before in NEGATIONS or before.endswith("n't")
+                for before, _ in words[max(0, number - NEGATION_REACH) : number]
+            )
+        ]
 
 
 def edit_pair(
@@ -104,9 +145,8 @@ def edit_pair(
     if not 0 < share <= 1:
         raise ValueError(f"share={share!r} must lie in (0, 1].")
     by_sign: dict[int, list[tuple[str, Span]]] = {1: [], -1: []}
-    for word, span in words_of(response):
-        if opposite(word):
-            by_sign[opposite.words.sign(word)].append((word, span))
+    for word, span in opposite.in_text(response):
+        by_sign[opposite.sign(word)].append((word, span))
     sign = 1 if len(by_sign[1]) >= len(by_sign[-1]) else -1
     found = by_sign[sign]
     if not found:
@@ -159,10 +199,6 @@ def edited_marks(tokenizer: Any, pairs: Mapping[int, EditedPair]) -> Description
         return {"edited": as_targets(marks, places, ids.shape)}
 
     return describe
-
-
-def _ending(word: str) -> str:
-    return next(ending for ending in ENDINGS if word.endswith(ending))
 
 
 def _cased(word: str, like: str) -> str:

@@ -17,7 +17,6 @@ from sparsepo.data.reading import read_rows
 from sparsepo.evaluation.controls import entropy, head_numbers, random_scores, reference_log_probs, untrained_masks
 from sparsepo.evaluation.edited_spans import EditedPair, OppositeWords, edit_pairs, edited_marks
 from sparsepo.evaluation.reward_model import gradient_control, train_reward_model
-from sparsepo.evaluation.text_spans import words_of
 from sparsepo.evaluation.token_table import Batch, Description, TokenTable, token_columns
 from sparsepo.evaluation.word_lists import SentimentWords, read_sentiment_words, word_marks
 from sparsepo.masks import LearnedMask
@@ -163,11 +162,12 @@ def _rows(task: RealTextTask) -> tuple[list[dict[str, Any]], list[dict[str, Any]
     train, held_out = task.corpus.pairs()
     if task.yardstick == "words":
         return _plain(train), _plain(held_out), {}
-    corpus_words = {word for row in train for side in ("chosen", "rejected") for word, _ in words_of(row[side])}
-    opposite = OppositeWords(task.corpus.words(), corpus_words)
+    opposite = OppositeWords()
     parts = [edit_pairs(_texts(rows), opposite, seed=number) for number, rows in enumerate((train, held_out))]
     if not all(parts):
-        raise ValueError("No text holds a word that could be replaced; give other word lists or more texts.")
+        raise ValueError(
+            "No text holds a word that can be replaced by its opposite: give more texts, or judge by words only."
+        )
     rows = [[pair.row() for pair in own] for own in parts]
     numbered = [row | {"row_id": number} for number, row in enumerate(rows[1])]
     return rows[0], numbered, dict(enumerate(parts[1]))
