@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from sparsepo.evaluation import roc_auc
 from sparsepo.evaluation.controls import (
     entropy,
     gradient_times_input,
@@ -127,7 +128,13 @@ def test_a_reward_model_learns_the_reward_and_its_gradient_finds_the_words(
     words = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
     is_preference = torch.tensor([word in world.preference_words for word in words])[batch["input_ids"][:, 1:]]
     real = batch["attention_mask"][:, 1:].bool()
-    assert values[is_preference & real].mean() > 2 * values[~is_preference & real].mean()
+    assert values[is_preference & real].mean() > 4 * values[~is_preference & real].mean()
+    assert roc_auc(values[real], is_preference[real]) > 0.7
+    # padding is nothing that the reward depends on
+    alone = dict(tokenizer(fresh[:1], return_tensors="pt"))
+    found = gradient_times_input(model, alone["input_ids"], alone["attention_mask"])[:, 1:]
+    assert torch.allclose(values[:1, : found.shape[1]], found, atol=1e-5)
+    assert float(values[~real].abs().max()) == 0
 
 
 def test_bad_reward_models_are_refused(

@@ -95,18 +95,27 @@ def gradient_times_input(classifier: Any, input_ids: Tensor, attention_mask: Ten
     Raises:
         ValueError: the model gives more than one number a sequence.
     """
+    seen: list[Tensor] = []
+
+    def watch(module: Any, arguments: Any, output: Tensor) -> Tensor:
+        seen.append(output.detach().requires_grad_(True))
+        return seen[-1]
+
+    # not inputs_embeds: a classifier finds the last real token, which it reads, by the ids
+    handle = classifier.get_input_embeddings().register_forward_hook(watch)
     was_training = classifier.training
     classifier.eval()
     try:
         with torch.enable_grad():
-            embedded = classifier.get_input_embeddings()(input_ids.to(classifier.device)).detach().requires_grad_(True)
-            reward = classifier(inputs_embeds=embedded, attention_mask=attention_mask.to(classifier.device)).logits
+            inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+            reward = classifier(**_inputs(classifier, inputs)).logits
             if reward.shape[-1] != 1:
                 raise ValueError(f"The classifier gives {reward.shape[-1]} numbers a sequence; a reward is one.")
-            (gradient,) = torch.autograd.grad(reward.sum(), embedded)
+            (gradient,) = torch.autograd.grad(reward.sum(), seen[0])
     finally:
+        handle.remove()
         classifier.train(was_training)
-    return (gradient * embedded.detach()).sum(-1).abs().cpu()
+    return (gradient * seen[0].detach()).sum(-1).abs().cpu()
 
 
 def _inputs(model: Any, batch: Batch) -> dict[str, Tensor]:

@@ -31,7 +31,8 @@ def train_reward_model(
     Args:
         model: folder or name of a Hugging Face model; its head is replaced by one number.
         tokenizer: its tokenizer, with a padding token.
-        texts, rewards: what to fit; rewards are standardised first, which changes no ranking.
+        texts, rewards: what to fit, each text with its end token where judged ones have it: the last token is read.
+            Rewards are standardised first, which changes no ranking.
         epochs, learning_rate, batch_size, max_length, seed: of training (AdamW, linear decay).
 
     Returns:

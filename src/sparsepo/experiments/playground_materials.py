@@ -133,8 +133,9 @@ def reward_model_of(materials: Materials) -> Any:
     folder = materials.folder / "reward_model"
     if not (folder / "config.json").is_file():
         content = json.loads((materials.folder / "settings.json").read_text(encoding="utf-8"))
-        texts = [r.response for r in materials.world.reviews(content["texts"] // 2, content["seed"], REWARD_STREAM)]
-        rewards = [materials.world.reward(text) for text in texts]
+        reviews = materials.world.reviews(content["texts"] // 2, content["seed"], REWARD_STREAM)
+        texts = [f"{review.text} {materials.tokenizer.eos_token}" for review in reviews]
+        rewards = [materials.world.reward(review.response) for review in reviews]
         model = train_reward_model(materials.folder / "sft", materials.tokenizer, texts, rewards, seed=content["seed"])
         partial = folder.with_name(f"{folder.name}.{os.getpid()}")
         model.save_pretrained(partial)

@@ -226,11 +226,11 @@ def _reward_model(task: RealTextTask, store: Store) -> Any:
     if not done.is_file():
         with store.claimed(folder.name, wait=True):
             if not done.is_file():
+                tokenizer = AutoTokenizer.from_pretrained(task.corpus.model)
                 rewards: dict[str, float] = {}
                 for row in task.corpus.pairs()[0]:
                     for side in ("chosen", "rejected"):
-                        rewards[row["prompt"] + row[side]] = float(row[f"{side}_reward"])
-                tokenizer = AutoTokenizer.from_pretrained(task.corpus.model)
+                        rewards[row["prompt"] + row[side] + tokenizer.eos_token] = float(row[f"{side}_reward"])
                 model = train_reward_model(
                     task.corpus.model,
                     tokenizer,
