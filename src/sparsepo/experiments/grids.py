@@ -98,6 +98,10 @@ def learning(seeds: Sequence[int]) -> list[Task]:
         learned("sigmoid", mask_learning_rate=1e-2),
         learned("normalised", 0.6, **fast, mask_position="token"),
         learned("relu", mask_learning_rate=1e-2),
+        learned("relu", 0.6, **fast, beta=BETA / 0.4),  # kept tokens have mask 1 on average: as much β as normalised
+        learned("relu", 0.3, **fast, beta=BETA / 0.7),
+        learned("relu", mask_learning_rate=2e-2),
+        learned("relu", **fast),
         learned("normalised", 0.6, mask_learning_rate=1e-2),
         learned("normalised", mask_learning_rate=5e-3),
         learned("normalised", 0.6, **fast, mask_on="reward"),
