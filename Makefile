@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed
 SUITABLE := 'import sys; sys.exit(sys.version_info < (3, 11))'
 PYTHON ?= $(firstword $(foreach name,python3 python3.13 python3.12 python3.11,$(shell $(name) -c $(SUITABLE) 2>/dev/null && echo $(name))))
 
-.PHONY: setup demo test test-long lint bench docs
+.PHONY: setup demo test test-long lint bench plots docs
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -42,11 +42,15 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Minutes, on an otherwise idle machine: scoring heads against dense autograd and TRL's
+# Every table of the benchmarks, on an otherwise idle machine: hours, the most telling first; goes on where it was cut off.
+# make bench TABLES="scorer_float32 prefix_float32 step_targets"   measures what the targets need, in some 25 minutes
 bench: setup
-	$(BIN)/python benchmarks/scorer.py --memory --output benchmarks/results/scorer_float32
-	$(BIN)/python benchmarks/scorer.py --memory --dtype bfloat16 --output benchmarks/results/scorer_bfloat16
-	$(BIN)/python benchmarks/rows.py --output benchmarks/results/rows
+	$(BIN)/python benchmarks/run_all.py $(if $(TABLES),--tables $(TABLES))
+
+plots: setup
+	@$(BIN)/python -c 'import matplotlib' 2>/dev/null || $(BIN)/python -m pip install --quiet -e '.[plots]' -c constraints.txt
+	$(BIN)/python benchmarks/plots.py
+	$(BIN)/python benchmarks/run_all.py --index
 
 # Every link and every file that the pages name, and the examples in them that run
 docs: setup

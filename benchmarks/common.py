@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import gc
 import importlib.metadata
 import json
 import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -19,6 +19,21 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 Run = Callable[[], None]
+
+# prompt and response tokens of the four tasks: sentiment, dialogue, summarisation, code
+TASK_LENGTHS = ("8,64", "64,192", "350,40", "150,80")
+CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
+
+
+def add_clock(parser: argparse.ArgumentParser) -> None:
+    """The option ``--clock``, for :func:`take_turns`."""
+    text = "seconds on the wall, or of the processor in all threads (steadier beside other load; CPU only)"
+    parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall", help=text)
+
+
+def clock_note(clock: str) -> str:
+    """What a table's setting adds for a clock other than the wall's."""
+    return "" if clock == "wall" else ", seconds of the processor"
 
 
 def processor() -> str:
@@ -75,20 +90,25 @@ def peak_allocated(run: Run) -> float:
     return peak / 2**20
 
 
-def peak_in_fresh_process(script: str, arguments: Sequence[str], name: str) -> float:
-    """Peak memory of one variant: the script run anew with ``--only NAME``, which prints it last, MiB."""
-    command = [sys.executable, script, *arguments, "--only", name]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"--only {name!r} failed:\n{done.stderr[-2000:]}")
-    return float(done.stdout.strip().splitlines()[-1])
+def peak_extra(run: Run, device: str = "cpu") -> float:
+    """Peak of what torch allocates during a call, beside what was there before it, MiB."""
+    return peak_of(run, device) if device.startswith("cuda") else peak_allocated(run)
 
 
 def take_turns(
-    variants: dict[str, Run], rounds: int, device: str = "cpu", warmups: int = 1, prepare: Run | None = None
+    variants: dict[str, Run],
+    rounds: int,
+    device: str = "cpu",
+    warmups: int = 1,
+    prepare: Run | None = None,
+    clock: str = "wall",
 ) -> dict[str, list[float]]:
     """Seconds of each variant in each round. Variants take turns, so that a noisy machine disturbs all alike; every round
-    begins with another one. The first rounds warm up and do not count. ``prepare`` runs untimed before each call."""
+    begins with another one. The first rounds warm up and do not count. ``prepare`` runs untimed before each call.
+    ``clock``: of :data:`CLOCKS`; the processor's counts neither waiting nor what other processes do, nor a GPU's work."""
+    if clock == "cpu" and device.startswith("cuda"):
+        raise ValueError("--clock cpu does not see a GPU's work; use --clock wall.")
+    now = CLOCKS[clock]
     names = list(variants)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     wait = torch.cuda.synchronize if device.startswith("cuda") else (lambda: None)
@@ -98,10 +118,10 @@ def take_turns(
             if prepare is not None:
                 prepare()
             wait()
-            start = time.perf_counter()
+            start = now()
             variants[name]()
             wait()
-            took = time.perf_counter() - start
+            took = now() - start
             if number >= warmups:
                 seconds[name].append(took)
             print(f"round {number}/{rounds + warmups - 1}  {took:7.3f} s  {name}", file=sys.stderr, flush=True)
@@ -132,3 +152,55 @@ def write_results(output: str, text: str, data: Any) -> None:
         part = Path(f"{output}.{suffix}.part")
         part.write_text(content)
         part.replace(f"{output}.{suffix}")
+
+
+class Results:
+    """Tables of one setting, kept by key in OUTPUT.json, so that a run that was cut off goes on where it stopped.
+
+    Args:
+        output: path without ending, or None to keep nothing.
+        setting: what must be equal for tables to stand in one file.
+        command: how they are made.
+        table: Markdown of one of them.
+        fresh: what the files hold is measured again, and forgotten where its setting is another.
+    """
+
+    def __init__(
+        self,
+        output: str | None,
+        setting: str,
+        command: str,
+        table: Callable[[dict[str, Any]], str],
+        fresh: bool = False,
+    ) -> None:
+        self.output, self.setting, self.command, self._table, self.fresh = output, setting, command, table, fresh
+        self.found: dict[str, dict[str, Any]] = {}
+        path = Path(f"{output}.json")
+        if output is not None and path.exists():
+            earlier = json.loads(path.read_text())
+            if earlier["setting"] != setting and not fresh:
+                sys.exit(
+                    f"{path} holds results of another setting ({earlier['setting']}); choose another --output, or "
+                    "--fresh to replace them."
+                )
+            if earlier["setting"] == setting:
+                self.found = {result["key"]: result for result in earlier["results"]}
+
+    def holds(self, key: str, rounds: int, variants: Sequence[str] = ()) -> bool:
+        """Whether a table is there with at least so many rounds and these variants, and is not to be measured afresh."""
+        found = self.found.get(key, {"rounds": 0, "rows": []})
+        has = {row["variant"] for row in found["rows"]}
+        held = not self.fresh and found["rounds"] >= rounds and has >= set(variants)
+        print(f"{key}: held by {self.output}.json" if held else key, file=sys.stderr, flush=True)
+        return held
+
+    def add(self, key: str, result: dict[str, Any]) -> None:
+        """Take a table up and write the files."""
+        self.found[key] = {"key": key, **result}
+        if self.output is not None:
+            data = {"setting": self.setting, "results": list(self.found.values())}
+            write_results(self.output, self.text(), data)
+
+    def text(self) -> str:
+        """All tables."""
+        return f"`{self.command}`\n\n{self.setting}\n\n" + "\n".join(map(self._table, self.found.values()))

@@ -33,6 +33,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--lengths", type=int, nargs="+", default=[512, 2048], help="tokens of a sequence")
     parser.add_argument("--pairs", type=int, default=2)
     parser.add_argument("--checkpointing", choices=("off", "on"), default="on")
+    parser.add_argument("--variants", nargs="+", help="of whole steps; unset: all")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", "--dry_run", action="store_true", help="small sizes, one round, CPU without CUDA")

@@ -71,14 +71,17 @@ _FULL = (
     "SparsePO, 80 % zeros",
     "SparsePO, 90 % zeros",
     "SparsePO, 80 % zeros, kl_anchor=0.1",
+    "SparsePO, share_prefix=off",
     "MaPO",
     "DPO (ours)",
+    "DPO (ours), share_prefix=off",
 )
 # Masks live where the reference's hidden states are, so that sparsity and anchor are looked at with LoRA too
 _LORA = {
     "LoRA: TRL DPO": Variant(peer=True, lora=True),
     "LoRA: TRL DPO, reference precomputed": VARIANTS["LoRA: TRL DPO, reference precomputed"],
     "LoRA: SparsePO": VARIANTS["LoRA: SparsePO"],
+    "LoRA: SparsePO, share_prefix=off": Variant(lora=True, settings={"share_prefix": "off"}),
     "LoRA: SparsePO, scorer=dense": Variant(lora=True, settings={"scorer": "dense"}),
     "LoRA: SparsePO, kl_anchor=0.1": Variant(lora=True, settings={"kl_anchor": 0.1}),
     "LoRA: SparsePO, 50 % zeros": Variant(lora=True, mask_zeros=0.5),
@@ -87,13 +90,14 @@ _LORA = {
     "LoRA: MaPO": VARIANTS["LoRA: MaPO"],
     "LoRA: MaPO, reference cached": VARIANTS["LoRA: MaPO, reference cached"],
     "LoRA: SparsePO, reference cached": VARIANTS["LoRA: SparsePO, reference cached"],
+    "LoRA: SparsePO, reference cached, 80 % zeros": VARIANTS["LoRA: SparsePO, reference cached, 80 % zeros"],
 }
 
 
-def step_variants(geometry: Geometry) -> dict[str, Variant]:
-    """Variants of a geometry whose settings the installed sparsepo has."""
+def step_variants(geometry: Geometry, only: list[str] | None = None) -> dict[str, Variant]:
+    """Variants of a geometry whose settings the installed sparsepo has; of those that are named, if any are."""
     chosen = _LORA if geometry.lora else {name: VARIANTS[name] for name in _FULL}
-    return {name: variant for name, variant in chosen.items() if variant.available}
+    return {name: v for name, v in chosen.items() if v.available and (only is None or name in only)}
 
 
 class GpuBench(Bench):
@@ -120,7 +124,7 @@ class GpuBench(Bench):
 
 def steps_of(bench: GpuBench) -> tuple[dict[str, Callable[[], None]], dict[str, str]]:
     """A step of each variant, our default's once more with each backend of rows, and why others were left out."""
-    variants = step_variants(bench.geometry)
+    variants = step_variants(bench.geometry, bench.args.variants)
     VARIANTS.update(variants)  # Bench looks them up there
     steps, failed = {}, {}
     for name in variants:
@@ -129,7 +133,7 @@ def steps_of(bench: GpuBench) -> tuple[dict[str, Callable[[], None]], dict[str, 
         except torch.OutOfMemoryError:
             failed[name] = "ran out of the device's memory"
     default = "LoRA: SparsePO" if bench.geometry.lora else "SparsePO"
-    if default in steps:
+    if default in steps and bench.args.variants is None:
         for rows, backend in backends_in_models(bench.args.device).items():
             steps[f"{default}, rows {rows}"] = _with(backend, steps[default])
     return steps, failed

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from common import machine, markdown, peak_allocated, spread, take_turns, write_results
+from common import Results, add_clock, clock_note, machine, markdown, peak_allocated, ratio, spread, take_turns
 
 from sparsepo.masks.base import NoiseKey, TokenMasks
 from sparsepo.objectives import get_objective
@@ -151,7 +151,7 @@ VARIANTS: dict[str, Callable[[Problem], None]] = {
     "fused, 80 % zeros, anchor": lambda p: ours(p, FusedScorer(), 0.8, anchor_share=0.25),
     "fused, 90 % zeros, anchor": lambda p: ours(p, FusedScorer(), 0.9, anchor_share=0.25),
     "dense, 80 % zeros": lambda p: ours(p, DenseScorer(), 0.8),
-    "frozen head: TRL DPO": lambda p: trl(p, divergence=False, frozen=True),
+    "frozen head: TRL DPO (no KL)": lambda p: trl(p, divergence=False, frozen=True),
     "frozen head: dense": lambda p: ours(p, DenseScorer(), frozen=True),
     "frozen head: fused": lambda p: ours(p, FusedScorer(), frozen=True),
     "frozen head: fused, 52 MiB": lambda p: ours(p, FusedScorer(52), frozen=True),
@@ -161,19 +161,49 @@ VARIANTS: dict[str, Callable[[Problem], None]] = {
     ),
 }
 
+FROZEN = "frozen head: "
+BASES = ("dense", "TRL DPO (no KL)", "TRL composed (with KL)")
+# what a variant with zeros is compared with beside the others
+OWN = {name: name.split(",")[0] for name in VARIANTS if "zeros" in name and "anchor" not in name}
+OWN |= {name: "fused, anchor" for name in VARIANTS if "zeros, anchor" in name}
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown with ratio columns."""
-    header = ["variant", "seconds (median)", "spread", "÷ dense", "÷ TRL DPO", "÷ TRL composed", "peak extra MiB"]
-    base = {row["variant"]: row["median"] for row in rows}
+
+def table(result: dict[str, Any]) -> str:
+    """Markdown of one length, with ratio columns."""
+    rows = result["rows"]
+    header = ["variant", "seconds (median)", "spread", "÷ dense", "÷ TRL DPO", "÷ TRL composed", "÷ own at 0 % zeros"]
+    seconds = {row["variant"]: row["seconds"] for row in rows}
+    peaks = {row["variant"]: row["peak_mib"] for row in rows}
     lines = []
     for row in rows:
-        kinds = ("dense", "TRL DPO (no KL)", "TRL composed (with KL)")
-        ratios = [row["median"] / base[name] if name in base else float("nan") for name in kinds]
-        memory = "" if row["peak_mib"] is None else f"{row['peak_mib']:.0f}"
-        cells = [row["variant"], f"{row['median']:.2f}", spread(row["seconds"])]
-        lines.append([*cells, *(f"{value:.2f}" for value in ratios), memory])
-    return markdown(header, lines)
+        name, peak, frozen = row["variant"], row["peak_mib"], row["variant"].startswith(FROZEN)
+        bases = [f"{FROZEN if frozen else ''}{base}" for base in BASES]
+        own = OWN.get(name)
+        ratios = [ratio(row["seconds"], seconds[base]) if base in seconds else "" for base in (*bases, own)]
+        dense = peaks.get(bases[0])
+        memory = ["" if peak is None else f"{peak:.0f}", "" if not peak or not dense else f"{peak / dense:.2f}"]
+        lines.append([name, f"{row['median']:.2f}", spread(row["seconds"]), *ratios, *memory])
+    title = f"## {result['pairs']} pairs × 2 × {result['tokens']} response tokens, {result['rounds']} rounds"
+    return f"{title}\n\n{markdown([*header, 'peak extra MiB', 'peak ÷ dense'], lines)}"
+
+
+def measure(args: argparse.Namespace, tokens: int, runs: dict[str, Callable[[Problem], None]]) -> list[dict[str, Any]]:
+    """Seconds and peaks of some runs on one problem."""
+    problem = Problem(argparse.Namespace(**{**vars(args), "tokens": tokens}))
+
+    def forget() -> None:
+        problem.weight.grad = problem.hidden.grad = None
+
+    turns = {name: functools.partial(run, problem) for name, run in runs.items()}
+    seconds = take_turns(turns, args.rounds, prepare=forget, clock=args.clock)
+    peaks: dict[str, float] = {}
+    for name, run in turns.items() if args.memory else ():
+        forget()
+        peaks[name] = peak_allocated(run)
+    return [
+        {"variant": name, "median": statistics.median(times), "seconds": times, "peak_mib": peaks.get(name)}
+        for name, times in seconds.items()
+    ]
 
 
 def main() -> None:
@@ -182,44 +212,25 @@ def main() -> None:
     parser.add_argument("--vocabulary", type=int, default=50257)
     parser.add_argument("--hidden", type=int, default=768)
     parser.add_argument("--pairs", type=int, default=2)
-    parser.add_argument("--tokens", type=int, default=192)
+    parser.add_argument("--tokens", type=int, nargs="+", default=[192], help="response tokens, a table each")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
+    add_clock(parser)
     parser.add_argument("--memory", action="store_true", help="also measure peak memory")
+    parser.add_argument("--fresh", action="store_true", help="measure again what OUTPUT.json holds")
     parser.add_argument("--output", help="write OUTPUT.md and OUTPUT.json")
     parser.add_argument("--filter", help="only the variants whose names contain this")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    problem = Problem(args)
-
-    def forget() -> None:
-        problem.weight.grad = problem.hidden.grad = None
-
-    variants = {name: run for name, run in VARIANTS.items() if args.filter is None or args.filter in name}
-    turns = {name: functools.partial(run, problem) for name, run in variants.items()}
-    seconds = take_turns(turns, args.rounds, prepare=forget)
-    peaks: dict[str, float] = {}
-    for name, run in turns.items() if args.memory else ():
-        forget()
-        peaks[name] = peak_allocated(run)
-    rows = [
-        {
-            "variant": name,
-            "median": statistics.median(times),
-            "seconds": times,
-            "peak_mib": peaks.get(name),
-        }
-        for name, times in seconds.items()
-    ]
-    title = (
-        f"{args.pairs} pairs × 2 × {args.tokens} tokens, H {args.hidden}, V {args.vocabulary}, {args.dtype}, "
-        f"{machine()}"
-    )
-    text = f"{title}\n\n{table(rows)}"
-    print(text)
-    if args.output:
-        command = f"`python benchmarks/scorer.py {' '.join(sys.argv[1:])}`"
-        write_results(args.output, f"{command}\n\n{text}", {"setting": title, "rows": rows})
+    setting = f"H {args.hidden}, V {args.vocabulary}, {args.dtype}, {machine()}{clock_note(args.clock)}"
+    results = Results(args.output, setting, f"python benchmarks/scorer.py {' '.join(sys.argv[1:])}", table, args.fresh)
+    for tokens in args.tokens:
+        key = f"{args.pairs} pairs, {tokens} tokens"
+        runs = {name: run for name, run in VARIANTS.items() if (args.filter or "") in name}
+        if not results.holds(key, args.rounds, list(runs)):
+            found = {"pairs": args.pairs, "tokens": tokens, "rounds": args.rounds}
+            results.add(key, {**found, "rows": measure(args, tokens, runs)})
+    print(results.text())
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@
 A step is what Trainer's loop does for a batch: forward of reference and policy, loss, backward, clipping, optimiser. Both
 sides are driven through their own ``training_step``, ``_clip_grad_norm`` and optimiser, on the same tokens; models are
 random and of GPT-2 small's sizes (``--geometry``, ``--layers``, … choose others). Variants take turns within each round;
-ratios are of medians, with the smallest and largest ratio within a round in brackets. Peak memory is that of a second step
-above models and optimiser, in a fresh process a variant (``--memory``).
+ratios are of medians, with the smallest and largest ratio within a round in brackets. Peak memory is what torch allocates
+in a further step beside models and optimiser, gradients included (``--memory``).
 
 ``SparsePO`` has learned masks and the full-vocabulary KL, and is a step that is not logged; a logged step also collects
 the entropy, mean logits and top-1 hits that TRL's step always does. TRL's head scores prompt positions too on devices
@@ -20,19 +20,27 @@ Results are kept by shape in OUTPUT.json: a run that was cut off goes on where i
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import statistics
 import sys
 import warnings
-from pathlib import Path
 from typing import Any
 
 import torch
-from common import machine, markdown, peak_in_fresh_process, peak_of, ratio, spread, take_turns, write_results
+from common import (
+    TASK_LENGTHS,
+    Results,
+    add_clock,
+    clock_note,
+    machine,
+    markdown,
+    peak_extra,
+    ratio,
+    spread,
+    take_turns,
+)
 from step_variants import VARIANTS, Bench
 
-SHAPES = ("350,40", "150,80", "64,192", "8,64")
 BASES = {
     False: ("TRL DPO", "TRL DPO, head on responses"),
     True: ("LoRA: TRL DPO, reference precomputed", "LoRA: TRL DPO, precomputed, head on responses"),
@@ -41,9 +49,10 @@ BASES = {
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shapes", nargs="+", default=SHAPES, metavar="PROMPT,RESPONSE", help="tokens")
+    parser.add_argument("--shapes", nargs="+", default=TASK_LENGTHS, metavar="PROMPT,RESPONSE", help="tokens")
     parser.add_argument("--checkpointing", nargs="+", default=("off", "on"), choices=("off", "on"))
     parser.add_argument("--variants", nargs="+", metavar="WORDS", help="only variants whose name begins so")
+    parser.add_argument("--exactly", nargs="+", metavar="NAME", choices=tuple(VARIANTS), help="only these variants")
     parser.add_argument("--geometry", choices=("gpt2", "llama"), default="gpt2")
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--hidden", type=int, default=768)
@@ -55,10 +64,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--memory", action="store_true", help="also measure peak memory, a process a variant")
+    add_clock(parser)
+    parser.add_argument("--memory", action="store_true", help="also measure peak memory")
     parser.add_argument("--fresh", action="store_true", help="measure shapes again that OUTPUT.json holds")
     parser.add_argument("--output", help="write OUTPUT.md and OUTPUT.json")
-    parser.add_argument("--only", help=argparse.SUPPRESS)
     args = parser.parse_args()
     unknown = [words for words in args.variants or () if not any(name.startswith(words) for name in VARIANTS)]
     if unknown:
@@ -66,11 +75,17 @@ def arguments() -> argparse.Namespace:
     return args
 
 
+def wanted_variants(args: argparse.Namespace) -> list[str]:
+    """Variants that the command asks for, whether the installed sparsepo has their settings or not."""
+    if args.exactly:
+        return [name for name in VARIANTS if name in args.exactly]
+    return [name for name in VARIANTS if any(name.startswith(words) for words in args.variants or [""])]
+
+
 def chosen_variants(args: argparse.Namespace) -> list[str]:
     """Variants of this run, the ones that others are compared with among them."""
-    wanted = args.variants or [""]
     names = [name for name, variant in VARIANTS.items() if variant.available]
-    chosen = [name for name in names if any(name.startswith(words) for words in wanted)]
+    chosen = [name for name in names if name in wanted_variants(args)]
     kinds = {VARIANTS[name].lora for name in chosen}
     return [name for name in names if name in chosen or any(name in BASES[kind] for kind in kinds)]
 
@@ -80,7 +95,7 @@ def setting_of(args: argparse.Namespace) -> str:
     ragged = ", lengths from half of those to all of them" if args.ragged else ""
     return (
         f"{args.pairs} pairs{ragged}, {args.geometry}, {args.layers} layers × {args.hidden}, V {args.vocabulary}, "
-        f"{args.dtype}, {machine(args.device)}"
+        f"{args.dtype}, {machine(args.device)}{clock_note(args.clock)}"
     )
 
 
@@ -88,32 +103,13 @@ def measure(args: argparse.Namespace, names: list[str], shape: str, checkpointin
     """The rows of one shape."""
     prompt, response = (int(part) for part in shape.split(","))
     bench = Bench(args, prompt, response, checkpointing == "on")
-    seconds = take_turns({name: bench.step_of(name) for name in names}, args.rounds, args.device)
-    del bench
+    steps = {name: bench.step_of(name) for name in names}
+    seconds = take_turns(steps, args.rounds, args.device, clock=args.clock)
     rows: list[dict[str, Any]] = []
     for name, times in seconds.items():
-        peak = None
-        if args.memory:
-            print(f"memory  {name}", file=sys.stderr, flush=True)
-            peak = peak_in_fresh_process(__file__, child_arguments(args, shape, checkpointing), name)
+        peak = peak_extra(steps[name], args.device) if args.memory else None
         rows.append({"variant": name, "median": statistics.median(times), "seconds": times, "peak_mib": peak})
     return rows
-
-
-def child_arguments(args: argparse.Namespace, shape: str, checkpointing: str) -> list[str]:
-    """The command line of a process that measures one variant's memory."""
-    names = ("geometry", "layers", "hidden", "vocabulary", "positions", "pairs", "dtype", "device", "threads")
-    given = [text for name in names for text in (f"--{name}", str(getattr(args, name)))]
-    return [*given, *(["--ragged"] if args.ragged else []), "--shapes", shape, "--checkpointing", checkpointing]
-
-
-def measure_memory(args: argparse.Namespace) -> float:
-    """Peak of the second step of ``--only``, MiB."""
-    prompt, response = (int(part) for part in args.shapes[0].split(","))
-    bench = Bench(args, prompt, response, args.checkpointing[0] == "on")
-    step = bench.step_of(args.only)
-    step()
-    return peak_of(step, args.device)
 
 
 def table(rows: list[dict[str, Any]], lora: bool) -> str:
@@ -131,27 +127,15 @@ def table(rows: list[dict[str, Any]], lora: bool) -> str:
     return markdown(header, lines) + "\n"
 
 
-def report(setting: str, shapes: list[dict[str, Any]], command: str) -> str:
-    """All shapes' tables."""
-    parts = [f"`{command}`\n\n{setting}\n"]
-    for shape in shapes:
-        parts.append(
-            f"## {shape['prompt']} prompt + {shape['response']} response tokens, gradient checkpointing "
-            f"{shape['checkpointing']}, {shape['rounds']} rounds\n"
-        )
-        parts.extend(filter(None, (table(shape["rows"], lora) for lora in (False, True))))
-    return "\n".join(parts)
-
-
-def earlier_results(args: argparse.Namespace, setting: str) -> dict[str, Any]:
-    """Shapes that OUTPUT.json holds, by key."""
-    path = Path(f"{args.output}.json")
-    if args.output is None or not path.exists():
-        return {}
-    found = json.loads(path.read_text())
-    if found["setting"] != setting:
-        sys.exit(f"{path} holds results of another setting ({found['setting']}); choose another --output.")
-    return {shape["key"]: shape for shape in found["shapes"]}
+def report(result: dict[str, Any]) -> str:
+    """The tables of one shape."""
+    title = (
+        f"## {result['prompt']} prompt + {result['response']} response tokens, gradient checkpointing "
+        f"{result['checkpointing']}, {result['rounds']} rounds\n"
+    )
+    left_out = "".join(f"Left out: {name} (no setting {', '.join(gone)}).\n" for name, gone in result["left_out"])
+    tables = filter(None, (table(result["rows"], lora) for lora in (False, True)))
+    return "\n".join([title, *tables, *filter(None, [left_out])])
 
 
 def main() -> None:
@@ -159,40 +143,22 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     logging.getLogger("sparsepo").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="(transformers|trl|peft|torch).*")
-    if args.only:
-        print(measure_memory(args))
-        return
-    setting = setting_of(args)
     command = f"python benchmarks/step.py {' '.join(sys.argv[1:])}"
-    shapes = earlier_results(args, setting)
+    results = Results(args.output, setting_of(args), command, report, args.fresh)
+    chosen = chosen_variants(args)
+    lacking = [(name, VARIANTS[name].missing) for name in wanted_variants(args) if not VARIANTS[name].available]
     for shape in args.shapes:
         for checkpointing in args.checkpointing:
             key = f"{shape} checkpointing {checkpointing}"
-            held = {row["variant"] for row in shapes[key]["rows"]} if key in shapes and not args.fresh else set()
-            chosen = set(chosen_variants(args))
-            if held >= chosen and shapes[key]["rounds"] >= args.rounds:
-                print(f"{key}: held by {args.output}.json", file=sys.stderr)
-                continue
-            print(f"{key}", file=sys.stderr)
             # ratios hold within a run: what was held is measured again beside what is new
-            rows = measure(args, [name for name in VARIANTS if name in held | chosen], shape, checkpointing)
+            held = [] if args.fresh else [row["variant"] for row in results.found.get(key, {"rows": []})["rows"]]
+            if results.holds(key, args.rounds, chosen):
+                continue
+            rows = measure(args, [name for name in VARIANTS if name in {*held, *chosen}], shape, checkpointing)
             prompt, response = (int(part) for part in shape.split(","))
-            shapes[key] = {
-                "key": key,
-                "prompt": prompt,
-                "response": response,
-                "checkpointing": checkpointing,
-                "rounds": args.rounds,
-                "rows": rows,
-            }
-            if args.output:
-                write_results(args.output, report(setting, list(shapes.values()), command), saved(setting, shapes))
-    print(report(setting, list(shapes.values()), command))
-
-
-def saved(setting: str, shapes: dict[str, Any]) -> dict[str, Any]:
-    """What OUTPUT.json holds."""
-    return {"setting": setting, "shapes": list(shapes.values())}
+            found = {"prompt": prompt, "response": response, "checkpointing": checkpointing, "rounds": args.rounds}
+            results.add(key, {**found, "rows": rows, "left_out": lacking})
+    print(results.text())
 
 
 if __name__ == "__main__":

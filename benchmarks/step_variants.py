@@ -19,6 +19,7 @@ from unittest.mock import patch
 
 import torch
 import trl.trainer.utils as trl_utils
+from composed import ComposedScorer
 from datasets import Dataset
 from peft import LoraConfig
 from tokenizers import Tokenizer, models
@@ -67,19 +68,26 @@ def head_on_responses() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Variant:
-    """One row of the table. ``mask_zeros``: share of tokens whose learned masks are zero."""
+    """One row of the table. ``mask_zeros``: share of tokens whose learned masks are zero; ``composed``: TRL's kernels
+    as the scorer."""
 
     peer: bool = False
     lora: bool = False
     responses_only: bool = False
     logged: bool = False
     mask_zeros: float | None = None
+    composed: bool = False
     settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def missing(self) -> list[str]:
+        """Settings that the installed sparsepo lacks."""
+        return [] if self.peer else sorted(set(self.settings) - FIELDS)
 
     @property
     def available(self) -> bool:
         """Whether the installed sparsepo has every setting."""
-        return self.peer or set(self.settings) <= FIELDS
+        return not self.missing
 
 
 def ours(**settings: Any) -> Variant:
@@ -94,6 +102,7 @@ VARIANTS: dict[str, Variant] = {
     "SparsePO, logged step": Variant(logged=True),
     "SparsePO, share_prefix=off": ours(share_prefix="off"),
     "SparsePO, scorer=dense": ours(scorer="dense"),
+    "SparsePO, TRL's kernels composed": Variant(composed=True),
     "SparsePO, kl_anchor=0.1": ours(kl_anchor=0.1),
     "SparsePO, 50 % zeros": Variant(mask_zeros=0.5),
     "SparsePO, 80 % zeros": Variant(mask_zeros=0.8),
@@ -104,14 +113,19 @@ VARIANTS: dict[str, Variant] = {
     "SparsePO, 80 % zeros, skip_masked=False": Variant(mask_zeros=0.8, settings={"skip_masked": False}),
     "MaPO": ours(objective="mapo"),
     "DPO (ours)": ours(objective="dpo"),
+    "DPO (ours), share_prefix=off": ours(objective="dpo", share_prefix="off"),
     "LoRA: TRL DPO, reference precomputed": Variant(True, True, settings={"precompute_ref_log_probs": True}),
     "LoRA: TRL DPO, precomputed, head on responses": Variant(
         True, True, True, settings={"precompute_ref_log_probs": True}
     ),
     "LoRA: MaPO": Variant(lora=True, settings={"objective": "mapo"}),
     "LoRA: SparsePO": Variant(lora=True),
+    "LoRA: SparsePO, kl_anchor=0.1": Variant(lora=True, settings={"kl_anchor": 0.1}),
+    "LoRA: SparsePO, scorer=dense": Variant(lora=True, settings={"scorer": "dense"}),
+    "LoRA: SparsePO, 80 % zeros": Variant(lora=True, mask_zeros=0.8),
     "LoRA: MaPO, reference cached": Variant(lora=True, settings={"objective": "mapo", **_CACHED}),
     "LoRA: SparsePO, reference cached": Variant(lora=True, settings=_CACHED),
+    "LoRA: SparsePO, reference cached, kl_anchor=0.1": Variant(lora=True, settings={"kl_anchor": 0.1, **_CACHED}),
     "LoRA: SparsePO, reference cached, 80 % zeros": Variant(lora=True, mask_zeros=0.8, settings=_CACHED),
 }
 
@@ -227,6 +241,8 @@ class Bench:
             "bf16": False,
             **variant.settings,
         }
+        if settings.get("precompute_ref"):  # trainers of the same reference and rows find it there
+            settings["precompute_ref_dir"] = f"{self.folder.name}/reference"
         arguments: dict[str, Any] = {
             "model": with_shared_weights(self.reference if variant.lora else self.policy),
             "ref_model": None if variant.lora else with_shared_weights(self.reference),
@@ -242,6 +258,8 @@ class Bench:
             arguments["mask"] = mask
         config, cls = (DPOConfig, PeerTrainer) if variant.peer else (SparsePOConfig, SparsePOTrainer)
         trainer = cls(args=config(f"{self.folder.name}/run", **settings), **arguments)
+        if variant.composed:
+            trainer.scorer = ComposedScorer()
         trainer.remove_callback(PrinterCallback)
         return trainer
 

@@ -38,7 +38,7 @@ def test_every_part_is_measured(tmp_path):
     found, text = run(tmp_path)
     parts = found["parts"]
     assert "| torch, 16 rows" in parts["rows"][0]["text"]
-    assert {"dense", "fused", "TRL DPO (no KL)", "fused, rows compiled"} <= names(parts["scorer"])
+    assert {"dense", "fused", "TRL DPO (no KL)", "fused, rows torch"} <= names(parts["scorer"])
     assert {"TRL DPO", "SparsePO", "SparsePO, scorer=dense", "SparsePO, 80 % zeros"} <= names(parts["pythia"])
     assert {"LoRA: TRL DPO", "LoRA: SparsePO", "LoRA: SparsePO, kl_anchor=0.1"} <= names(parts["llama"])
     for result in (*parts["scorer"], *parts["pythia"], *parts["llama"]):

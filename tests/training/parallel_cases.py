@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from transformers import TrainerCallback
 
 from sparsepo import SparsePOTrainer
+from sparsepo.training.caching import store
 from tests.support import perturbed, tiny_model
 
 from .running import build, logged, mask_state, policy_state, prepared_rows, run_config
@@ -58,6 +59,18 @@ CASES: dict[str, tuple[int, dict[str, Any]]] = {
     "mapo-start": (11, {**_SGD, "mask_init": "mapo", "mask_init_pairs": 5}),
     "tdpo2": (9, {"optim": "sgd", "learning_rate": 0.3, "objective": "tdpo2"}),
     "simpo": (9, {"optim": "sgd", "learning_rate": 0.3, "objective": "simpo", "sft_weight": 0.1}),
+    # several files, so that both processes fill some
+    "cached": (
+        11,
+        {
+            **_SGD,
+            "mask_dropout": 0.3,
+            "precompute_ref": True,
+            "precompute_ref_batch_size": 2,
+            "share_prefix": "off",
+            "rows_of_a_file": 3,
+        },
+    ),
     # two passes over a stream, and evaluation on streams: what fills their last batches must not count
     "streaming": (11, {**_SGD, "mask_learning_rate": 0.5, "mask_dropout": 0.3, "streaming": True, "max_steps": 6}),
 }
@@ -86,6 +99,7 @@ def run_case(name: str, folder: Path, processes: int, rank: int = 0) -> SparsePO
     count, settings = {**CASES, **HEALTH_CASES}[name]
     settings = {"max_steps": 4 if count == 11 else 3, **settings}
     lora, streaming, tamper = (settings.pop(name, False) for name in ("lora", "streaming", "tamper"))
+    store.ROWS_OF_A_FILE = settings.pop("rows_of_a_file", store.ROWS_OF_A_FILE)
     config = run_config(
         folder / f"{name}-{processes}",
         **settings,

@@ -22,7 +22,7 @@ from .parallel_cases import CASES, run_case
 from .running import assert_close, assert_same, moved, steps_of, without_clocks
 
 ROOT = Path(__file__).resolve().parents[2]
-DEFAULT = ("full-learned", "lora-independent", "full-activation", "streaming", "target-sparsity")
+DEFAULT = ("full-learned", "lora-independent", "full-activation", "streaming", "target-sparsity", "cached")
 LONG = tuple(name for name in CASES if name not in DEFAULT)
 
 
@@ -115,6 +115,15 @@ def test_two_processes_equal_one(results: Callable[[str], Path], name: str) -> N
 @pytest.mark.parametrize("name", LONG)
 def test_two_processes_equal_one_in_all_settings(results: Callable[[str], Path], name: str) -> None:
     check(results(name), name)
+
+
+def test_two_processes_fill_the_reference_cache_as_one_does(results: Callable[[str], Path]) -> None:
+    folder = results("cached")
+    one, two = (sorted((folder / f"cached-{n}" / "_reference_cache").rglob("*.safetensors")) for n in (1, 2))
+    assert [path.name for path in one] == [path.name for path in two]
+    assert sum(path.name.startswith("rows-") for path in one) == 4 + 3 + 2  # of 11, 7 and 5 rows
+    for mine, theirs in zip(one, two, strict=True):
+        assert mine.read_bytes() == theirs.read_bytes(), mine.name
 
 
 def test_the_steps_are_far_larger_than_the_tolerance(results: Callable[[str], Path]) -> None:

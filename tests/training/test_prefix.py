@@ -7,8 +7,9 @@ import logging
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModel
 
-from sparsepo.training.prefix import PrefixSharing, estimated_gain
+from sparsepo.training.prefix import PrefixSharing, estimated_gain, launch_overhead
 from sparsepo.training.prefix_probe import probe_batch, read_positions, run_route, stand_in, why_unequal
 from sparsepo.training.prefix_routes import common_prefix_lengths, shared_layout
 from sparsepo.training.trl_bridge import load_balancing_loss
@@ -237,6 +238,22 @@ def test_estimate_follows_the_measurements(prompt, response, cache, row):
     shape = (prompt + response, prompt, response)
     assert estimated_gain("cache", 2, shape, 768) == pytest.approx(cache, rel=0.03)
     assert estimated_gain("row", 2, shape, 768) == pytest.approx(row, rel=0.03)
+
+
+def test_on_a_gpu_small_models_and_short_prompts_are_not_shared():
+    """Launches cost what does not depend on the tokens; a CPU has none to pay for."""
+
+    def gain(layers, width, shape, device):
+        config = AutoConfig.for_model("llama", num_hidden_layers=layers, hidden_size=width, num_attention_heads=width // 64,
+                                      intermediate_size=4 * width, vocab_size=64)  # fmt: skip
+        with torch.device(device):
+            backbone = AutoModel.from_config(config)
+        return estimated_gain("row", 2, shape, width, True, launch_overhead(backbone))
+
+    assert gain(2, 256, (390, 350, 40), "cpu") > 1.7
+    assert gain(2, 256, (390, 350, 40), "meta") < 1
+    assert gain(24, 2048, (2048, 1024, 1024), "meta") < 1
+    assert gain(32, 4096, (2200, 2000, 200), "meta") > 1.3
 
 
 def test_no_common_prefix_or_left_padding_is_run_as_it_is(monkeypatch):

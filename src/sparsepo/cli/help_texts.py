@@ -69,6 +69,7 @@ TRAIN_HELP = HelpText(
             ("--kl_anchor", "λ of a KL over all response tokens, for every objective"),
             ("--sft_weight", "weight of −log π(chosen) per token"),
             ("--ref_model_name_or_path", "another reference than the start of the policy"),
+            ("--precompute_ref", "true: run the reference once and keep its numbers on disk (docs/performance.md)"),
         ),
         "masks": (
             ("--mask", "learned, activation, dense, random or data (weights in your data)"),

@@ -17,7 +17,9 @@ from torch import Tensor
 
 @dataclass
 class CachedReference:
-    """What a scorer reads of the reference, (R, T) or (R, T, H), float32; values outside responses are never read.
+    """What a scorer reads of the reference, (R, T) or (R, T, H); values outside responses are never read.
+
+    All float32, but ``hidden``, which has the type in which the reference ran.
 
     Args:
         logps: log π_ref of the target tokens, (R, T).

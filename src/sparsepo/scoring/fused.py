@@ -13,7 +13,7 @@ No logits of the whole batch exist, nothing is recomputed in backward, and the o
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,8 +23,7 @@ from sparsepo.masks.base import TokenMasks
 from sparsepo.objectives.scores import PairLoss, PairScores
 
 from .dense import ScorerInputs, ScorerOutput, split_pairs
-from .head import LMHead
-from .products import autocast_operand
+from .head import operand_head
 from .results import STATISTICS, Results
 from .rows import RowBuffers
 from .triton_rows import row_backend
@@ -136,12 +135,6 @@ class _FusedLoss(torch.autograd.Function):
         return (*scaled, None)
 
 
-def _operand(head: LMHead) -> LMHead:
-    """The head as the run's mixed precision multiplies it; gradients and the rows of logits stay float32."""
-    weight = autocast_operand(head.weight)
-    return head if weight is head.weight else replace(head, weight=weight)
-
-
 def _budget(plan: _Plan, weight: Tensor) -> int:
     if plan.budget is not None:
         return plan.budget
@@ -163,11 +156,13 @@ def _prepare(hidden: Tensor, weight: Tensor, bias: Tensor | None, plan: _Plan, n
         return None if values is None else values[keep].to(dtype)
 
     return Work(
-        head=_operand(inputs.policy_head),
+        head=operand_head(inputs.policy_head),
         flat=keep[0] * inputs.targets.shape[1] + keep[1],
         hidden=hidden.detach(),
         targets=inputs.targets[keep],
-        reference_head=None if cached is not None or inputs.reference_head is None else _operand(inputs.reference_head),
+        reference_head=None
+        if cached is not None or inputs.reference_head is None
+        else operand_head(inputs.reference_head),
         reference_hidden=None if reference is None or cached is not None else reference[keep],
         cached_logps=None if cached is None else kept(cached.logps),
         cached_normaliser=None if cached is None else kept(cached.log_normaliser),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .products import autocast_operand
 
 
 @dataclass(frozen=True)
@@ -39,3 +41,9 @@ class LMHead:
             if self.softcap is not None:
                 logits = self.softcap * torch.tanh(logits / self.softcap)
         return logits
+
+
+def operand_head(head: LMHead) -> LMHead:
+    """The head as the run's mixed precision multiplies it; gradients and the rows of logits stay float32."""
+    weight = autocast_operand(head.weight)
+    return head if weight is head.weight else replace(head, weight=weight)

@@ -29,6 +29,11 @@ def autocast_operand(weight: Tensor) -> Tensor:
     return weight.detach().to(dtype) if _multiplies_natively(weight.device, dtype) else weight
 
 
+def hidden_operand(hidden: Tensor, weight: Tensor) -> Tensor:
+    """Hidden states as :func:`project_into` multiplies them: in the weight's half precision where that is native."""
+    return hidden.to(weight.dtype) if hidden.dtype != torch.float64 and is_native(weight) else hidden
+
+
 def project_into(out: Tensor, hidden: Tensor, weight: Tensor) -> None:
     """out = hidden · Wᵀ: hidden (n, H), W (V, H), out (n, V) float32 or float64."""
     weight = weight.detach()
@@ -43,13 +48,16 @@ def project_into(out: Tensor, hidden: Tensor, weight: Tensor) -> None:
         out[:, rows] = hidden @ weight[rows].to(out.dtype).T
 
 
-def times_weight(rows: Tensor, weight: Tensor) -> Tensor:
-    """rows · W: (n, V), (V, H) → (n, H) in the rows' type."""
+def times_weight(rows: Tensor, weight: Tensor, exact: bool = False) -> Tensor:
+    """rows · W: (n, V), (V, H) → (n, H) in the rows' type.
+
+    ``exact`` keeps the rows' digits: for values, where gradients can do with operands in half precision.
+    """
     weight = weight.detach()
     if weight.dtype == rows.dtype:
         return rows @ weight
     total = torch.zeros(len(rows), weight.shape[1], dtype=rows.dtype, device=rows.device)
-    if _keeps_range(weight) and is_native(weight):
+    if not exact and _keeps_range(weight) and is_native(weight):
         for tile in weight_tiles(weight):
             total += torch.mm(rows[:, tile].to(weight.dtype), weight[tile], out_dtype=torch.float32)
         return total

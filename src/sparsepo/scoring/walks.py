@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from .head import LMHead
-from .products import add_outer, backward_products, times_weight
+from .products import add_outer, backward_products, hidden_operand, times_weight
 from .results import Group, Results
 from .rows import RowBuffers, RowStatistics, joined
 
@@ -100,7 +100,12 @@ class Work:
         if self.need_kl and self.expected_weight is not None:
             assert self.cached_hidden is not None
             assert self.cached_normaliser is not None
-            moved = self.hidden[index].to(self.buffers.dtype) - self.cached_hidden[index]
+            # the states that the logits were formed from: what rounding takes from one side would be left of the KL
+            policy_hidden, reference_hidden = (
+                hidden_operand(hidden[index], self.head.weight).to(self.buffers.dtype)
+                for hidden in (self.hidden, self.cached_hidden)
+            )
+            moved = policy_hidden - reference_hidden
             found.kl = found.log_normaliser - self.cached_normaliser[index]
             found.kl = found.kl - self.head.scale * torch.linalg.vecdot(moved, self.expected_weight[index])
         return found

@@ -11,7 +11,7 @@ from sparsepo.masks.gates import GATES
 from sparsepo.objectives import OBJECTIVES
 
 from .trl_bridge import DPOConfig, bf16_is_supported
-from .validation import check_choice, check_fraction, check_number, check_steps, check_string_list
+from .validation import check_bool, check_choice, check_fraction, check_number, check_steps, check_string_list
 
 OBJECTIVE_NAMES = tuple(OBJECTIVES)
 MASK_KINDS = ("learned", "activation", "dense", "random", "data")
@@ -187,6 +187,17 @@ class SparsePOConfig(DPOConfig):
         "is not equal) or 'off'.",
         ("auto", "on", "off"),
     )
+    precompute_ref: bool = _setting(
+        False,
+        "Run the reference once over all rows before training and keep what is read of it on disk (docs/performance.md): "
+        "during training it is neither run nor loaded. Found again by later runs with the same reference and rows.",
+    )
+    precompute_ref_dir: str | None = _setting(
+        None, "precompute_ref: folder of the caches, for runs that share them. Unset: OUTPUT_DIR/_reference_cache."
+    )
+    precompute_ref_max_gib: float | None = _setting(
+        None, "precompute_ref: estimated size over which nothing is begun, GiB. Unset: 50."
+    )
     max_prompt_length: int | None = _setting(
         None, "Keep only the last N tokens of a prompt. Unset: prompts are kept whole."
     )
@@ -233,6 +244,7 @@ class SparsePOConfig(DPOConfig):
             check_steps(name, getattr(self, name))
         for name in ("mask_target_sparsity", "mask_target_sparsity_reward", "mask_target_sparsity_kl"):
             check_fraction(name, getattr(self, name))
+        self._check_cache()
         check_fraction("mask_dropout", self.mask_dropout)
         check_fraction("mask_random_sparsity", self.mask_random_sparsity)
         for name in ("mask_init_pairs", "mask_map_width", "max_prompt_length"):
@@ -243,3 +255,15 @@ class SparsePOConfig(DPOConfig):
                 f"max_prompt_length={longest} leaves no room for a response in max_length={self.max_length}; "
                 "make it smaller."
             )
+
+    def _check_cache(self) -> None:
+        check_bool("precompute_ref", self.precompute_ref)
+        check_number("precompute_ref_max_gib", self.precompute_ref_max_gib, above=0)
+        check_number("precompute_ref_batch_size", self.precompute_ref_batch_size, least=1, integer=True)
+        if self.precompute_ref_dir is not None and not (
+            self.precompute_ref_dir and isinstance(self.precompute_ref_dir, str)
+        ):
+            raise ValueError(f"precompute_ref_dir={self.precompute_ref_dir!r} must be the path of a folder.")
+        for name in ("precompute_ref_dir", "precompute_ref_max_gib", "precompute_ref_batch_size"):
+            if getattr(self, name) is not None and not self.precompute_ref:
+                raise ValueError(f"{name}={getattr(self, name)!r} has no effect without precompute_ref=True.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sparsepo.masks import Masker
 
@@ -22,7 +22,7 @@ class MaskOptimisation:
     args: Any
     masker: Masker | None
     settings: ResolvedSettings
-    mask_grad_norm: float | None = None
+    mask_grad_norm: Tensor | None = None  # read where it is logged: reading waits for the device
 
     def _mask_parameters(self) -> list[nn.Parameter]:
         return [] if self.masker is None else [p for p in self.masker.parameters() if p.requires_grad]
@@ -104,5 +104,5 @@ class MaskOptimisation:
         norm = self.accelerator.clip_grad_norm_(policy, self.args.max_grad_norm)  # type: ignore[attr-defined]
         # after accelerate's call: fp16 gradients are unscaled once, for all parameters
         limit = self._mask_rates()[2]
-        self.mask_grad_norm = float(torch.nn.utils.clip_grad_norm_(own, limit if limit > 0 else float("inf")))
+        self.mask_grad_norm = torch.nn.utils.clip_grad_norm_(own, limit if limit > 0 else float("inf"))
         return norm

@@ -20,6 +20,7 @@ from .prefix_routes import (
     run_cache,
     run_row,
     shared_layout,
+    splits_rows,
 )
 
 logger = logging.getLogger(__name__)
@@ -30,9 +31,26 @@ LEAST_GAIN = 1.03
 _ROW_MUST_GAIN = 1.05
 _CACHE_OVERHEAD = 32  # tokens
 _ENTRIES_PER_TOKEN = 5  # times the hidden size
+_LAYER_ON_A_GPU = 1.8e11  # tokens × parameters: what sharing costs a layer in launches; see launch_overhead
 
 
-def estimated_gain(route: str, pairs: int, shape: tuple[int, int, int], hidden: int) -> float:
+def launch_overhead(backbone: nn.Module) -> float:
+    """What sharing costs in launches of kernels, in tokens of this backbone; 0 on a CPU.
+
+    From one measurement (Pythia-1.4B on an H200, (1024, 1024), 2 pairs, checkpointing: 338 ms shared, 292 ms not, where the
+    tokens alone would give 219): a layer costs as much as 1.8·10¹¹ tokens × parameters. A model of 1.4B then shares from
+    some 3,400 saved tokens a batch on, one of 8B from some 700. Slower GPUs gain earlier than it says.
+    """
+    parameters = list(backbone.parameters())
+    if not parameters or parameters[0].device.type == "cpu":
+        return 0.0
+    layers = int(getattr(backbone.config, "num_hidden_layers", 0) or 0)
+    return layers * _LAYER_ON_A_GPU / max(sum(p.numel() for p in parameters), 1)
+
+
+def estimated_gain(
+    route: str, pairs: int, shape: tuple[int, int, int], hidden: int, split: bool = False, overhead: float = 0.0
+) -> float:
     """Time of the ordinary way over time of a route, forward and backward.
 
     Measured on a CPU (Llama geometry, width 768, 2 pairs of unpadded rows; measured / estimated): a token costs the same
@@ -54,13 +72,17 @@ def estimated_gain(route: str, pairs: int, shape: tuple[int, int, int], hidden: 
         pairs: P.
         shape: (S, A, B): longest sequence, prefix and rest, in tokens.
         hidden: width H of the model.
+        split: whether attention over a row goes in two calls (prefix_attention.py), which compute less: (512, 512) gains
+            1.1 without and 1.3 with them.
+        overhead: of launches, in tokens (:func:`launch_overhead`).
     """
     length, prompt, tail = shape
     ordinary = 2 * pairs * length
-    shared = float(pairs * (prompt + 2 * tail))
+    shared = pairs * (prompt + 2 * tail) + overhead
     if route == "cache":
         return ordinary / (shared + _CACHE_OVERHEAD)
-    entries = pairs * (prompt + 2 * tail) ** 2 - pairs * length**2
+    shown = prompt**2 / 2 + 2 * tail * (prompt + tail) if split else (prompt + 2 * tail) ** 2
+    entries = pairs * (shown - length**2)
     return ordinary / (shared + max(entries, 0) / (_ENTRIES_PER_TOKEN * hidden))
 
 
@@ -81,6 +103,7 @@ class PrefixSharing:
         self._routes: dict[tuple[Any, ...], list[str]] = {}
         self._proofs: dict[tuple[Any, ...], str | None] = {}
         self._logged: set[str] = set()
+        self._overheads: dict[int, float] = {}
 
     def run(
         self,
@@ -130,21 +153,27 @@ class PrefixSharing:
         ids = batch["input_ids"]
         shape = (ids.shape[1], prompt_width, tail_width)
         hidden = int(getattr(backbone.config, "hidden_size", 0) or 1)
-        gains = {
-            route: estimated_gain(route, len(ids) // 2, shape, hidden) for route in self._allowed(backbone, tapped)
-        }
+        allowed = self._allowed(backbone, tapped)
+        split = splits_rows(backbone)
+        overhead = self._overhead(backbone)
+        gains = {route: estimated_gain(route, len(ids) // 2, shape, hidden, split, overhead) for route in allowed}
         if self.mode == "auto":
             gains = {route: gain for route, gain in gains.items() if gain >= LEAST_GAIN}
         if not gains:
             return None, None
-        proven = self._proven(backbone, tapped)
+        proven = self._proven(backbone, allowed)
         gains = {route: gain for route, gain in gains.items() if route in proven}
         if not gains:
             return None, None
         route = next(iter(gains))
         if gains.get("row", 0) > gains[route] * _ROW_MUST_GAIN:
             route = "row"
-        return shared_layout(batch, lengths, prompt_width, tail_width), route
+        return shared_layout(batch, lengths, prompt_width, tail_width, shortest == prompt_width), route
+
+    def _overhead(self, backbone: nn.Module) -> float:
+        if id(backbone) not in self._overheads:
+            self._overheads[id(backbone)] = launch_overhead(backbone)
+        return self._overheads[id(backbone)]
 
     def _allowed(self, backbone: nn.Module, tapped: bool) -> tuple[str, ...]:
         """The routes that suit the state of a backbone, the frugal one first.
@@ -156,9 +185,8 @@ class PrefixSharing:
             return ("row",)
         return ROUTES
 
-    def _proven(self, backbone: nn.Module, tapped: bool) -> list[str]:
+    def _proven(self, backbone: nn.Module, allowed: tuple[str, ...]) -> list[str]:
         """The allowed routes that are proven for a backbone as it stands; where there is none the reason is logged once."""
-        allowed = self._allowed(backbone, tapped)
         key = (id(backbone), backbone.training, allowed)
         if key not in self._routes:
             reasons = {route: self._why_not(route, backbone) for route in allowed}
@@ -203,9 +231,12 @@ def _active_dropout(backbone: nn.Module) -> str | None:
 
 def _is_sharded(backbone: nn.Module) -> bool:
     """Whether parameters are split over processes (FSDP, FSDP2, ZeRO-3)."""
-    if any(type(module).__name__ == "FullyShardedDataParallel" for module in backbone.modules()):
-        return True
-    return any(hasattr(p, "full_tensor") or hasattr(p, "ds_id") for p in backbone.parameters())
+    for module in backbone.modules():  # one walk: a step asks for both backbones
+        if type(module).__name__ == "FullyShardedDataParallel":
+            return True
+        if any(hasattr(p, "full_tensor") or hasattr(p, "ds_id") for p in module._parameters.values()):
+            return True
+    return False
 
 
 SEPARATE = PrefixSharing("off")

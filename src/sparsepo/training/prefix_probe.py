@@ -72,7 +72,8 @@ def run_route(route: str, backbone: nn.Module, batch: dict[str, Any]) -> Backbon
         return backbone(**forward_arguments(backbone, batch))
     lengths = common_prefix_lengths(batch)
     rest = batch["attention_mask"].sum(-1) - lengths.repeat(2)
-    layout = shared_layout(batch, lengths, int(lengths.max()), int(rest.max()))
+    whole = bool(lengths.amin() == lengths.amax())
+    layout = shared_layout(batch, lengths, int(lengths.max()), int(rest.max()), whole)
     return run_cache(backbone, layout, {}) if route == "cache" else run_row(backbone, layout, {})
 
 

@@ -3,7 +3,8 @@
 - ``cache``: the prompts first, with their keys and values under autograd; then both responses on the repeated cache. Exact
   for every attention that works by row index, windows included. Transformers drops the cache under gradient checkpointing.
 - ``row``: one row [prompt | chosen | rejected] with restarted positions and a mask that keeps the two responses apart. One
-  call, so that checkpointing and sharded parameters work; wrong where an architecture reads the row index.
+  call, so that checkpointing and sharded parameters work; wrong where an architecture reads the row index. Attention itself
+  goes in two calls where it can (prefix_attention.py).
 
 Both give their results back in the ordinary layout of the batch.
 """
@@ -17,6 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from sparsepo.scoring.dense import accepts_position_ids
+
+from .prefix_attention import mark_split
 
 ROUTES = ("cache", "row")
 
@@ -35,6 +38,7 @@ class SharedLayout:
         index: where each position of the ordinary (2P, S) layout lies in the flattened prompts followed by the flattened
             tails, (2P·S,); positions of padding point at some token.
         shape: (2P, S).
+        prompts_are_whole: whether the prompts are known to have no padding.
     """
 
     prompt_ids: Tensor
@@ -44,6 +48,7 @@ class SharedLayout:
     prompt_lengths: Tensor
     index: Tensor
     shape: tuple[int, int]
+    prompts_are_whole: bool = False
 
     @property
     def prompt_positions(self) -> Tensor:
@@ -80,13 +85,16 @@ def is_right_padded(attention_mask: Tensor) -> Tensor:
     return (attention_mask[:, 1:] <= attention_mask[:, :-1]).all() & attention_mask[:, 0].bool().all()
 
 
-def shared_layout(batch: dict[str, Any], prompt_lengths: Tensor, prompt_width: int, tail_width: int) -> SharedLayout:
+def shared_layout(
+    batch: dict[str, Any], prompt_lengths: Tensor, prompt_width: int, tail_width: int, whole: bool = False
+) -> SharedLayout:
     """The shared layout of a right-padded batch.
 
     Args:
         batch: collated batch, 2P sequences, chosen first.
         prompt_lengths: from :func:`common_prefix_lengths`; at least 1.
         prompt_width, tail_width: the longest prefix and the longest rest of a sequence (A and B).
+        whole: whether all prefixes have the length A.
     """
     ids, mask = batch["input_ids"], batch["attention_mask"]
     pairs, length, device = len(ids) // 2, ids.shape[1], ids.device
@@ -112,7 +120,7 @@ def shared_layout(batch: dict[str, Any], prompt_lengths: Tensor, prompt_width: i
     in_prompt = pair * prompt_width + (prompt_width - start) + position
     in_tail = pairs * prompt_width + (2 * pair + side) * tail_width + (position - start).clamp(max=tail_width - 1)
     index = torch.where(position < start, in_prompt, in_tail).reshape(-1)
-    return SharedLayout(prompt_ids, prompt_mask, tail_ids, tail_mask, lengths, index, (2 * pairs, length))
+    return SharedLayout(prompt_ids, prompt_mask, tail_ids, tail_mask, lengths, index, (2 * pairs, length), whole)
 
 
 @dataclass
@@ -218,16 +226,28 @@ def row_masks(backbone: nn.Module, layout: SharedLayout, positions: Tensor) -> T
     itself = torch.eye(positions.shape[1], dtype=torch.bool, device=device)
     dtype = _mask_dtype(backbone)
 
-    def additive(sees: Tensor) -> Tensor:
+    width = layout.prompt_ids.shape[1]
+
+    def additive(sees: Tensor, is_causal: bool) -> Tensor:
         mask = torch.zeros(sees.shape, dtype=dtype, device=device)
-        return mask.masked_fill_(~(sees | itself), torch.finfo(dtype).min)[:, None]
+        mask = mask.masked_fill_(~(sees | itself), torch.finfo(dtype).min)[:, None]
+        if splits_rows(backbone):
+            mark_split(mask, width, is_causal)
+        return mask
 
     window = getattr(config, "sliding_window", None)
     types = set(getattr(config, "layer_types", None) or ())
     if window is None or (types and "sliding_attention" not in types):
-        return additive(allowed)
-    near = additive(allowed & (distance < window))
-    return {"full_attention": additive(allowed), "sliding_attention": near} if types else near
+        return additive(allowed, layout.prompts_are_whole)
+    near = additive(allowed & (distance < window), layout.prompts_are_whole and width <= window)
+    if not types:
+        return near
+    return {"full_attention": additive(allowed, layout.prompts_are_whole), "sliding_attention": near}
+
+
+def splits_rows(backbone: nn.Module) -> bool:
+    """Whether attention over a row goes in two calls."""
+    return getattr(backbone.config, "_attn_implementation", None) == "sdpa"
 
 
 def _mask_dtype(backbone: nn.Module) -> torch.dtype:

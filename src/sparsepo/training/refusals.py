@@ -8,6 +8,7 @@ from torch import nn
 from transformers import ProcessorMixin
 
 from sparsepo.masks.base import Masker
+from sparsepo.objectives import Objective
 
 from .config import SparsePOConfig
 from .step import base_model_of
@@ -19,7 +20,12 @@ def refuse_settings(config: SparsePOConfig) -> None:
         "padding_free": (config.padding_free, "TRL 1.16 has no padding-free DPO; leave it False."),
         "precompute_ref_log_probs": (
             config.precompute_ref_log_probs,
-            "it stores one sum a sequence, while masks and KL need the reference at every token; leave it False.",
+            "it stores one sum a sequence, while masks and KL need the reference at every token; leave it False"
+            + (
+                " (precompute_ref=True, which is set too, does its work)."
+                if config.precompute_ref
+                else " and set precompute_ref=True, which stores what each token needs."
+            ),
         ),
         "ld_alpha": (config.ld_alpha is not None, "it reweights sequence sums; use TRL's DPOTrainer for LD-DPO."),
         "f_divergence_type": (
@@ -128,6 +134,21 @@ def refuse_reference(policy: nn.Module, reference: nn.Module | None) -> None:
         raise ValueError(
             f"The policy's vocabulary has {sizes[0]} entries and the reference's {sizes[1]}: log-ratios and KL need one "
             "vocabulary. Use a reference with the policy's tokenizer."
+        )
+
+
+def refuse_cache(config: SparsePOConfig, objective: Objective) -> None:
+    """Refuse a reference cache that nothing reads or that the reference would outrun. Raises ``ValueError``."""
+    if not config.precompute_ref:
+        return
+    if not objective.needs_reference:
+        raise ValueError(
+            f"precompute_ref=True has no effect with objective={objective.name!r}, which reads no reference; leave it False."
+        )
+    if config.sync_ref_model:
+        raise ValueError(
+            "precompute_ref=True keeps what a fixed reference says, and sync_ref_model=True moves it during training; set "
+            "one of them to False."
         )
 
 

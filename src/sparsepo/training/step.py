@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sparsepo.masks.base import Masker, MaskInputs, NoiseKey, TokenMasks
 from sparsepo.objectives import Objective
-from sparsepo.scoring import LMHead, Scorer, ScorerInputs, ScorerOutput
+from sparsepo.scoring import CachedReference, LMHead, Scorer, ScorerInputs, ScorerOutput
 from sparsepo.scoring.dense import (
     block_outputs,
     mask_inputs,
@@ -22,19 +22,39 @@ from sparsepo.scoring.skipping import anchor_sample, tokens_that_count
 
 from .penalty import add_size_penalty, without_l1
 from .prefix import SEPARATE, PrefixSharing
-from .trl_bridge import install_step_forward, lm_head_of, load_balancing_loss
+from .trl_bridge import gathered_heads, install_step_forward, lm_head_of, load_balancing_loss
 
 MASK_ATTRIBUTE = "sparsepo_mask"
 
 
 @dataclass
 class ReferenceView:
-    """What the reference's forward leaves behind; None values were not needed."""
+    """What the reference's forward leaves behind, or what a cache holds of it; None values were not needed.
 
-    last_hidden: Tensor | None = None  # (R, S, H)
+    Args:
+        last_hidden: last hidden states, (R, S, H).
+        head: the reference's head.
+        block_states: outputs of the blocks, L × (R, S, H).
+        activations: what the masker's tap has recorded.
+        models: models whose heads are read when scoring: under ZeRO-3 they must be gathered then.
+        shares_head: the reference reads the policy's own head (a cache, with ``last_hidden``).
+        cached: numbers of a cache, instead of ``last_hidden`` and a head.
+        masks: finished masks of a cache.
+    """
+
+    last_hidden: Tensor | None = None
     head: LMHead | None = None
-    block_states: list[Tensor] | None = None  # L × (R, S, H)
+    block_states: list[Tensor] | None = None
     activations: dict[str, list[Tensor]] | None = None
+    models: list[Any] = field(default_factory=list)
+    shares_head: bool = False
+    cached: CachedReference | None = None
+    masks: TokenMasks | None = None
+
+    @property
+    def has_kl(self) -> bool:
+        """Whether the KL can be formed with it."""
+        return self.last_hidden is not None or (self.cached is not None and self.cached.has_kl)
 
 
 def base_model_of(model: Any) -> Any:
@@ -45,13 +65,14 @@ def base_model_of(model: Any) -> Any:
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """The model in evaluation mode; every module's own mode is restored."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+    in_training = [module for module in model.modules() if module.training]
+    if in_training:  # a reference of its own is in evaluation mode already
+        model.eval()
     try:
         yield
     finally:
-        for module, mode in modes:
-            module.training = mode
+        for module in in_training:
+            module.training = True
 
 
 def reference_view(
@@ -73,7 +94,7 @@ def reference_view(
     def run(inner: Any) -> dict[str, Tensor]:
         with masker.tap(inner) if masker is not None else nullcontext() as activations:
             outputs = prefix.run(inner.base_model, batch, states=wants_states, activations=activations, last=reads_last)
-        view.last_hidden, view.head = outputs.last_hidden_state, lm_head_of(inner)
+        view.last_hidden, view.head, view.models = outputs.last_hidden_state, lm_head_of(inner), [inner]
         view.activations = activations
         if outputs.hidden_states is not None and wants_states:
             view.block_states = block_outputs(outputs.hidden_states, outputs.last_hidden_state, model_type_of(inner))
@@ -148,24 +169,23 @@ def policy_step(
         response = batch["completion_mask"][:, 1:].bool()
         kept, anchor_weight = _tokens_to_score(masker, masks, response, objective, noise, anchor_share)
         kept = None if complete else kept
-        inputs = ScorerInputs(
-            targets=batch["input_ids"][:, 1:],
-            response_mask=response,
-            policy_hidden=outputs.last_hidden_state[:, :-1],
-            policy_head=lm_head_of(inner),
-            reference_hidden=None if view.last_hidden is None else view.last_hidden[:, :-1],
-            reference_head=view.head,
-            masks=masks,
-            kept=kept,
-            pair_weight=pair_weight,
-            statistics=complete,
-            anchor_weight=anchor_weight,
-        )
-        if masks is None or (masks.reward_size is None and masks.kl_size is None):
-            scored = scorer(inputs, objective, need_kl)
-        else:
-            scored = scorer(inputs, without_l1(objective), need_kl)
-            add_size_penalty(scored, masks, objective, inputs.weights())
+        with gathered_heads(inner, *view.models):
+            policy_head = lm_head_of(inner)
+            inputs = ScorerInputs(
+                targets=batch["input_ids"][:, 1:],
+                response_mask=response,
+                policy_hidden=outputs.last_hidden_state[:, :-1],
+                policy_head=policy_head,
+                reference_hidden=None if view.last_hidden is None else view.last_hidden[:, :-1],
+                reference_head=policy_head if view.shares_head else view.head,
+                masks=masks,
+                kept=kept,
+                pair_weight=pair_weight,
+                statistics=complete,
+                anchor_weight=anchor_weight,
+                cached=view.cached,
+            )
+            scored = _scored(scorer, inputs, objective, need_kl)
         aux_loss = load_balancing_loss(inner, outputs.router_logits, batch["attention_mask"]) if router else None
         result["step"] = StepOutput(scored, aux_loss, complete=kept is None)
         # returned too: wrappers look for gradients in what forward returns
@@ -177,6 +197,15 @@ def policy_step(
     step = result["step"]
     step.scored.loss, step.aux_loss = returned["loss"], returned["aux_loss"]
     return step
+
+
+def _scored(scorer: Scorer, inputs: ScorerInputs, objective: Objective, need_kl: bool) -> ScorerOutput:
+    masks = inputs.masks
+    if masks is None or (masks.reward_size is None and masks.kl_size is None):
+        return scorer(inputs, objective, need_kl)
+    scored = scorer(inputs, without_l1(objective), need_kl)
+    add_size_penalty(scored, masks, objective, inputs.weights())
+    return scored
 
 
 def _tokens_to_score(
@@ -200,6 +229,8 @@ def _tokens_to_score(
 
 def compute_masks(masker: Masker, batch: dict[str, Any], view: ReferenceView, noise: NoiseKey | None) -> TokenMasks:
     """The masks of a batch's target tokens."""
+    if view.masks is not None:
+        return view.masks
     if masker.needs_weights and "token_weights" not in batch:
         raise ValueError(
             "The batch holds no token_weights, which the mask reads: collate with sparsepo.training.PreferenceCollator "

@@ -56,6 +56,11 @@ class TokenLoss:
         reference = self.ref_model if self.ref_model is not None else self.model
         return reference_view(reference, batch, masker, autocast_of(self.accelerator), self.prefix)
 
+    def _reference_view(self, batch: dict[str, Any], need_kl: bool) -> ReferenceView:
+        """What the reference says about a batch; ``need_kl``: whether the KL will be formed."""
+        with self._reference_context():
+            return self._view(batch, self.masker)
+
     def _noise(self, batch: dict[str, Any]) -> NoiseKey:
         return noise_key(batch, self.args.seed, self.state.global_step)
 
@@ -71,8 +76,7 @@ class TokenLoss:
     ) -> StepOutput:
         view = ReferenceView()
         if self.needs_reference:
-            with self._reference_context():
-                view = self._view(batch, self.masker)
+            view = self._reference_view(batch, need_kl)
         return policy_step(
             model,
             batch,
@@ -82,7 +86,7 @@ class TokenLoss:
             self.scorer,
             self._noise(batch),
             pair_weight=pair_weight,
-            need_kl=need_kl and self.needs_reference,
+            need_kl=need_kl and view.has_kl,
             complete=complete,
             anchor_share=anchor_share,
             router=self.aux_loss_enabled,
@@ -178,7 +182,8 @@ class TokenLoss:
             batch: output of ``trainer.data_collator``: 2P sequences, chosen first.
 
         Returns:
-            PairScores of (P, S − 1) arrays; column t belongs to the token at position t + 1.
+            PairScores of (P, S − 1) arrays; column t belongs to the token at position t + 1. ``kl`` is None where a
+            reference cache (``precompute_ref``) holds none of these rows, as training without a KL leaves it.
         """
         self._fit_start()
         batch = self._prepare_inputs(batch)  # type: ignore[attr-defined]

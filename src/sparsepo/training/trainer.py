@@ -14,6 +14,7 @@ from torch.utils.data import IterableDataset
 from sparsepo.masks import LearnedMask, Masker
 from sparsepo.scoring import DenseScorer, FusedScorer
 
+from .caching.control import ReferenceCaching, refuse_streams
 from .card import append_to_card, card_tags, describe_run, paper_of
 from .checkpoints import MaskCheckpoints, attach_mask, detach_mask
 from .collator import PAIR_WEIGHT, ROW_ID, WEIGHT_COLUMNS, PreferenceCollator
@@ -26,6 +27,7 @@ from .optimisation import MaskOptimisation
 from .prefix import PrefixSharing
 from .preparation import after_tokenisation, before_tokenisation, cut_and_filter, is_prepared
 from .refusals import (
+    refuse_cache,
     refuse_dataset,
     refuse_low_precision_masks,
     refuse_model,
@@ -54,7 +56,9 @@ from .watch import MaskWatch
 logger = logging.getLogger(__name__)
 
 
-class SparsePOTrainer(MaskWatch, MaskCheckpoints, MaskOptimisation, MaskControl, TokenLoss, DPOTrainer):
+class SparsePOTrainer(
+    MaskWatch, MaskCheckpoints, MaskOptimisation, MaskControl, ReferenceCaching, TokenLoss, DPOTrainer
+):
     """Preference optimisation by token: SparsePO, MaPO, TDPO, DPO, SimPO and DPOP over one training loop.
 
     Takes what TRL's ``DPOTrainer`` takes, and a mask. To move a DPO script over, change the names of trainer and config.
@@ -109,6 +113,7 @@ class SparsePOTrainer(MaskWatch, MaskCheckpoints, MaskOptimisation, MaskControl,
         self._sums = {"train": MetricSums(), "eval": MetricSums()}
         self._new_tokens: Tensor | int = 0  # of this process since the last count
         self._start_is_fitted = False
+        refuse_cache(args, self.objective)
         self._refuse(args, model, ref_model, processing_class, peft_config, train_dataset, eval_dataset)
         if isinstance(model, nn.Module):
             detach_mask(model)  # that of an earlier run: it would be copied, optimised and saved along
@@ -116,7 +121,8 @@ class SparsePOTrainer(MaskWatch, MaskCheckpoints, MaskOptimisation, MaskControl,
         self._paper = paper_of(self.objective)
         if ref_model is None and self.needs_reference and peft_config is None and _has_no_source(model):
             ref_model = copy.deepcopy(model)  # built from a config: there is nothing to load it from
-        with construction(self.needs_reference, isinstance(model, str), PreferenceCollator):
+        self._reference_was_given = ref_model is not None
+        with construction(self._wants_reference_model, isinstance(model, str), PreferenceCollator):
             super().__init__(
                 model=model,
                 ref_model=ref_model,
@@ -135,6 +141,7 @@ class SparsePOTrainer(MaskWatch, MaskCheckpoints, MaskOptimisation, MaskControl,
         self._finish_models(args)
         self._set_up_mask(args, optimizers)
         self._set_up_monitor()
+        self._set_up_cache()
 
     # ---- construction ----
 
@@ -156,8 +163,11 @@ class SparsePOTrainer(MaskWatch, MaskCheckpoints, MaskOptimisation, MaskControl,
             refuse_reference(model, ref_model)
         if ref_model is not None:
             refuse_model(ref_model, "reference")
-        refuse_dataset(train_dataset, "training")
-        for name, dataset in (eval_dataset if isinstance(eval_dataset, dict) else {"eval": eval_dataset}).items():
+        held_out = eval_dataset if isinstance(eval_dataset, dict) else {"eval": eval_dataset}
+        sets = {"training": train_dataset, **held_out}
+        if args.precompute_ref:
+            refuse_streams(sets)
+        for name, dataset in sets.items():
             refuse_dataset(dataset, name)
 
     def _finish_models(self, args: SparsePOConfig) -> None:
@@ -272,7 +282,7 @@ class SparsePOTrainer(MaskWatch, MaskCheckpoints, MaskOptimisation, MaskControl,
             logs.update(self._sums["train"].drain(self.accelerator))
             logs["num_tokens"] = self._count_tokens()
             if self.mask_grad_norm is not None:
-                logs["mask/grad_norm"] = self.mask_grad_norm
+                logs["mask/grad_norm"] = float(self.mask_grad_norm)
             logs.update(self._read_monitor())
             logs.update(self._control_logs())
         super().log(logs, start_time)
@@ -293,6 +303,7 @@ class SparsePOTrainer(MaskWatch, MaskCheckpoints, MaskOptimisation, MaskControl,
         """mask_init='mapo': fit the head on the first training pairs, the same ones on every process."""
         training = self.settings.mask_training
         if self._start_is_fitted or training is None or training.init != "mapo":
+            self._release_unneeded_reference()
             return
         assert isinstance(self.masker, LearnedMask)
         rows = list(self.train_dataset.take(training.init_pairs))
@@ -303,6 +314,7 @@ class SparsePOTrainer(MaskWatch, MaskCheckpoints, MaskOptimisation, MaskControl,
         reference = self.ref_model if self.ref_model is not None else self.model
         self.start_fit = fit_from_mapo(self.masker, reference, batches, self._view, self._reference_context)
         self._start_is_fitted = True
+        self._release_unneeded_reference()
 
     # ---- model card ----
 

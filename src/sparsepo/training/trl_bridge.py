@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 from unittest.mock import patch
 
+import torch
 from torch import Tensor, nn
 
 try:
@@ -44,10 +45,12 @@ __all__ = [
     "bf16_is_supported",
     "common_prefix_length",
     "construction",
+    "gathered_heads",
     "is_conversational",
     "lm_head_of",
     "load_balancing_loss",
     "reference_adapter",
+    "release_reference",
     "release_wrapper",
     "unpickled_hub_push",
 ]
@@ -61,9 +64,11 @@ def bf16_is_supported(use_cpu: bool = False) -> bool:
 
 
 @contextmanager
-def construction(load_reference: bool, model_is_path: bool, collator: type) -> Iterator[None]:
+def construction(load_reference: Callable[[], bool], model_is_path: bool, collator: type) -> Iterator[None]:
     """Around ``DPOTrainer.__init__``: no fused head is patched into the models, no unneeded reference is loaded, and the
     default collator is ours.
+
+    ``load_reference`` is asked where the reference would be loaded: policy, accelerator and prepared data sets are there.
 
     TRL's fused head closes over the model's bound forward, so that a deep copy of the model answers with the original's
     weights; we call backbone and head ourselves and leave ``forward`` alone.
@@ -75,7 +80,7 @@ def construction(load_reference: bool, model_is_path: bool, collator: type) -> I
         nonlocal calls
         calls += 1
         is_reference = calls > (1 if model_is_path else 0)
-        return None if is_reference and not load_reference else load(*args, **kwargs)
+        return None if is_reference and not load_reference() else load(*args, **kwargs)
 
     with (
         patch.object(_dpo_module, "add_fused_lm_head", lambda *args, **kwargs: None),
@@ -216,6 +221,17 @@ def release_wrapper(trainer: Any) -> None:
     trainer.accelerator.free_memory()
     trainer.model_wrapped = trainer.model
     gc.collect()
+
+
+def release_reference(trainer: Any) -> None:
+    """Free a trainer's reference model, which accelerate holds as well."""
+    model, trainer.ref_model = trainer.ref_model, None
+    held = trainer.accelerator._models
+    held[:] = [other for other in held if other is not model]
+    del model
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def versions() -> dict[str, str]:

@@ -15,6 +15,12 @@ def check_choice(name: str, value: Any, choices: Sequence[str], optional: bool =
         raise ValueError(f"{name}={value!r} is not one of {', '.join(choices)}.")
 
 
+def check_bool(name: str, value: Any) -> None:
+    """Raise ``ValueError`` unless ``value`` is True or False."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name}={value!r} must be True or False.")
+
+
 def check_number(
     name: str,
     value: Any,
