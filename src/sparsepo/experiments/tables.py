@@ -121,7 +121,7 @@ REAL_TEXT_COLUMNS: dict[str, Column] = {
     "points off target": _target_error,
     "mean mask": _mask("mean"),
     "collapsed": _collapsed,
-    "reward accuracy": lambda result: result["log"].get("rewards/accuracies"),
+    "reward accuracy (training)": lambda result: result["log"].get("rewards/accuracies"),
 }
 CONTROLS = {
     "ceiling: the reference's probability of a preference word": "ceiling",
