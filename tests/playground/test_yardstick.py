@@ -63,14 +63,14 @@ def test_table_holds_response_tokens_only(tokenizer: Any, reference: Any) -> Non
 def test_rankings_and_summary(tokenizer: Any, reference: Any) -> None:
     table = token_table(WORLD, tokenizer, reference, [scored_batch(tokenizer)])
     for side in ("chosen", "rejected", None):
-        for content in (False, True):
+        for content in (None, "open_class"):
             assert table.ranking("reward_mask", side, content) == {"auc": 1.0, "average_precision": 1.0}
             assert table.ranking("uniform", side, content)["auc"] == 0.5
     assert table.ranking("log_ratio", "chosen")["auc"] == 1.0
     summary = table.mask_summary("reward_mask")
     words = " ".join(CHOSEN + REJECTED).split()
     assert summary["sparsity"] == pytest.approx(words.count("the") / len(words))
-    assert summary["mean_preference"] == pytest.approx(0.9)
+    assert summary["mean_positive"] == pytest.approx(0.9)
     assert summary["max"] == pytest.approx(0.9)
     assert summary["mean_other"] < 0.1
 

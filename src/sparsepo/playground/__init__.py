@@ -7,13 +7,13 @@ from .models import build_model, build_tokenizer, train_sft
 from .pairs import build_pairs, make_pairs, sample_responses
 from .settings import DemoSettings
 from .world import Review, World
-from .yardstick import TokenTable, token_table
+from .yardstick import PreferenceTable, token_table
 
 __all__ = [
     "DemoSettings",
+    "PreferenceTable",
     "PrefixOracle",
     "Review",
-    "TokenTable",
     "World",
     "build_model",
     "build_pairs",

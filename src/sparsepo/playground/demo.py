@@ -19,12 +19,11 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from sparsepo.evaluation.generation import Completion
 from sparsepo.evaluation.kl import sequence_kl
-from sparsepo.objectives.scores import PairScores
+from sparsepo.evaluation.token_table import ScoredBatch, TokenTable
 
 from .display import Stages, auc_table, legend, mask_table, masked_text, policy_table
 from .models import StepCallback, build_model, build_tokenizer, train_sft
@@ -32,10 +31,9 @@ from .pairs import make_pairs, sample_responses
 from .quiet import quiet_libraries
 from .settings import DemoSettings
 from .world import World
-from .yardstick import SIDES, TokenTable, token_table
+from .yardstick import SIDES, token_table
 
 Rows = list[dict[str, Any]]
-ScoredBatch = tuple[dict[str, Tensor], PairScores]
 STAGES = 6  # as _Run announces them
 
 
@@ -244,8 +242,8 @@ def _judge_masks(table: TokenTable, beta: float) -> dict[str, Any]:
     masks = {name: table.mask_summary(name) for name in ("reward_mask", "kl_mask") if name in table.scores}
     auc = {
         name: {
-            side + suffix: table.ranking(name, side, open_class)["auc"]
-            for suffix, open_class in (("", False), ("_open_class", True))
+            side + suffix: table.ranking(name, side, within)["auc"]
+            for suffix, within in (("", None), ("_open_class", "open_class"))
             for side in SIDES
         }
         for name in table.scores

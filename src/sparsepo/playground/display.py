@@ -100,7 +100,7 @@ def mask_table(results: dict[str, Any]) -> Table:
     rows = {
         "exact zeros": "sparsity",
         "mean": "mean",
-        "mean at preference words": "mean_preference",
+        "mean at preference words": "mean_positive",
         "mean elsewhere": "mean_other",
         "largest": "max",
     }
