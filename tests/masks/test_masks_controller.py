@@ -139,3 +139,21 @@ def test_small_batches_are_averaged_over_steps() -> None:
 def test_gates_that_no_offset_can_set_are_refused(name: str, message: str) -> None:
     with pytest.raises(ValueError, match=f"mask_gate='{name}': .*{message}"):
         SparsityController.for_gate(build_gate(name), 0.5)
+
+
+@pytest.mark.parametrize(("share_of_ties", "expected"), [(0.7, 0.7), (0.55, 0.6)])
+@pytest.mark.parametrize("name", CONTROLLED)
+def test_tied_numbers_are_closed_and_stay_closed(name: str, share_of_ties: float, expected: float) -> None:
+    """Where a layer's ReLU is shut for most tokens their numbers are exactly equal; a threshold that only tends to them
+    would leave them all open."""
+    controller, head = SparsityController.for_gate(build_gate(name), 0.6), head_of()
+
+    def tied(step: int, count: int = 600) -> Tensor:
+        generator = torch.Generator().manual_seed(step)
+        values = torch.rand(count, generator=generator) + 0.01
+        return values.where(torch.rand(count, generator=generator) > share_of_ties, torch.zeros(()))
+
+    for step in range(70):
+        values = tied(step) - 0.3 * (step < 20)  # the threshold comes from below
+        controller.update(head, values, values, step / 40)
+    assert zeros(name, head, tied(999, 5000)) == pytest.approx(expected, abs=0.05)

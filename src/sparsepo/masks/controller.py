@@ -114,6 +114,9 @@ def threshold_for(ordered: Tensor, share: float) -> tuple[float, float | None]:
         # under the tied numbers: in the middle of the gap to the next ones, or (there are none) a little lower
         next_lower = float(below[-1]) if len(below) else threshold - 2 * _LEAST_SPREAD * max(abs(threshold), 1.0)
         threshold = (threshold + next_lower) / 2
+    elif closed - shut_below > 1 / count and closed < 1:
+        # above the tied numbers, not on them: a threshold that is approached from below would never close them
+        threshold = (threshold + float(ordered[ordered > threshold][0])) / 2
     above = ordered[ordered > threshold]
     if len(above) == 0:
         return threshold, None
