@@ -143,7 +143,7 @@ def test_gates_that_no_offset_can_set_are_refused(name: str, message: str) -> No
 
 @pytest.mark.parametrize("share", [0.4, 0.6, 0.69])
 def test_the_threshold_lies_above_tied_numbers_that_it_closes(share: float) -> None:
-    """Where ReLU layers are shut for most tokens their numbers are exactly equal; on them, a threshold that is approached from
+    """Where ReLU layers are shut for most tokens their numbers are exactly equal; on them, a threshold that comes from
     below would leave all of them open for long."""
     ordered = torch.cat([torch.zeros(70), torch.linspace(0.01, 1, 30)]).double()
     threshold, spread = threshold_for(ordered, share)
