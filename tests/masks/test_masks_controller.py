@@ -161,3 +161,13 @@ def test_tied_numbers_are_closed_from_below() -> None:
     for _ in range(12):
         controller.update(head, values, values, 1.0)
     assert zeros("relu", head, values) == pytest.approx(0.7, abs=0.05)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.9, 0.95, 0.99])
+@pytest.mark.parametrize("values", [[1.0], [0.0] * 512, [0.5, 1.0], [*(i / 100 for i in range(88)), *[2.0] * 12]])
+def test_no_share_closes_every_token(share: float, values: list[float]) -> None:
+    """Equal numbers at the top, or fewer numbers than the share can tell apart."""
+    ordered = torch.tensor(values, dtype=torch.float64)
+    threshold, spread = threshold_for(ordered, share)
+    assert (ordered > threshold).any()
+    assert spread is not None

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from peft import LoraConfig, get_peft_model
 
 from sparsepo import ActivationMask, LearnedMask
 from sparsepo.masks import Masker
@@ -201,3 +202,21 @@ def test_files_hold_few_rows_and_few_bytes(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(store, "BYTES_OF_A_FILE", 10)
     blocks = store.split_rows(np.array([4, 4, 4, 30, 1, 1, 1, 1]))
     assert [(block.first, block.last) for block in blocks] == [(0, 2), (2, 3), (3, 4), (4, 7), (7, 8)]
+
+
+def test_adapters_of_the_reference_belong_to_the_key(tmp_path: Path, rows: Dataset) -> None:
+    """A reference that is itself adapted: its adapter's weights and settings tell it from others."""
+
+    def adapted(factor: float = 1.0, alpha: int = 8) -> Any:
+        torch.manual_seed(0)
+        config = LoraConfig(r=2, lora_alpha=alpha, task_type="CAUSAL_LM", init_lora_weights=False)
+        reference = get_peft_model(tiny_model("gpt2"), config)
+        with torch.no_grad():
+            for name, value in reference.named_parameters():
+                if "lora_" in name:
+                    value *= factor
+        return reference
+
+    for reference in (adapted(), adapted(factor=5.0), adapted(alpha=16), adapted()):
+        fill(tmp_path, rows, tmp_path / "cache", models={"model": tiny_model("gpt2"), "ref_model": reference})
+    assert len(folders(tmp_path / "cache")) == 3

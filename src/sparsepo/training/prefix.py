@@ -31,6 +31,9 @@ LEAST_GAIN = 1.03
 _ROW_MUST_GAIN = 1.05
 _CACHE_OVERHEAD = 32  # tokens
 _ENTRIES_PER_TOKEN = 5  # times the hidden size
+_LARGEST_MASK = (
+    1 << 26
+)  # entries of the rows' masks, which the ordinary way does not need: above, auto spares the memory
 _LAYER_ON_A_GPU = 1.8e11  # tokens × parameters: what sharing costs a layer in launches; see launch_overhead
 
 
@@ -159,6 +162,8 @@ class PrefixSharing:
         gains = {route: estimated_gain(route, len(ids) // 2, shape, hidden, split, overhead) for route in allowed}
         if self.mode == "auto":
             gains = {route: gain for route, gain in gains.items() if gain >= LEAST_GAIN}
+            if len(ids) // 2 * (prompt_width + 2 * tail_width) ** 2 > _LARGEST_MASK:
+                gains.pop("row", None)
         if not gains:
             return None, None
         proven = self._proven(backbone, allowed)

@@ -51,6 +51,7 @@ def mark_split(mask: Tensor, prompt_width: int, prompts_are_causal: bool) -> Non
 
 def _teach_sdpa() -> None:
     """Put the split in front of transformers' ``sdpa``, once. Masks without the mark go straight on."""
+    from transformers import AttentionInterface
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     whole = ALL_ATTENTION_FUNCTIONS["sdpa"]
@@ -66,7 +67,7 @@ def _teach_sdpa() -> None:
         return _two_calls(whole, module, (query, key, value), split, kwargs)
 
     setattr(attention, _MARK, True)
-    ALL_ATTENTION_FUNCTIONS["sdpa"] = attention
+    AttentionInterface.register("sdpa", attention)  # what a user registers later still wins
 
 
 def _two_calls(

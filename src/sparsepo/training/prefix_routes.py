@@ -220,8 +220,8 @@ def row_masks(backbone: nn.Module, layout: SharedLayout, positions: Tensor) -> T
     )
     real = torch.cat([layout.prompt_mask, layout.tail_mask.view(pairs, -1)], 1).bool()
     same = (part[None, :] == 0) | (part[None, :] == part[:, None])  # (R, R)
-    distance = positions[:, :, None] - positions[:, None, :]  # (P, R, R)
-    allowed = same & real[:, None, :] & (distance >= 0)
+    queries, keys = positions[:, :, None], positions[:, None, :]  # compared, not subtracted: (P, R, R) in one byte each
+    allowed = same & real[:, None, :] & (keys <= queries)
     # a row of padding must see something, or its softmax has no value
     itself = torch.eye(positions.shape[1], dtype=torch.bool, device=device)
     dtype = _mask_dtype(backbone)
@@ -239,7 +239,7 @@ def row_masks(backbone: nn.Module, layout: SharedLayout, positions: Tensor) -> T
     types = set(getattr(config, "layer_types", None) or ())
     if window is None or (types and "sliding_attention" not in types):
         return additive(allowed, layout.prompts_are_whole)
-    near = additive(allowed & (distance < window), layout.prompts_are_whole and width <= window)
+    near = additive(allowed & (keys > queries - window), layout.prompts_are_whole and width <= window)
     if not types:
         return near
     return {"full_attention": additive(allowed, layout.prompts_are_whole), "sliding_attention": near}

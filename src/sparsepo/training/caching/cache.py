@@ -16,7 +16,7 @@ from sparsepo.masks import Masker
 from sparsepo.scoring import LMHead
 
 from ..step import ReferenceView
-from .filling import RowSource, compute_block
+from .filling import RowSource, compute_block, kept_values
 from .fingerprint import hash_json, read_rows
 from .plan import GIB, CachePlan, check_estimate
 from .reading import CachedRows, sequence_identity
@@ -141,8 +141,10 @@ class ReferenceCache:
             show: show progress.
         """
         todo = [part for part in self.sets if part.missing]
+        problem = self._from_main(lambda: self._announce(todo))
+        if problem:
+            raise ValueError(problem)
         if self.accelerator.is_main_process:
-            self._announce(todo)
             for part in todo:
                 assert part.folder is not None
                 part.folder.create()
@@ -162,8 +164,8 @@ class ReferenceCache:
                     "Put precompute_ref_dir on a disk that all processes share."
                 )
 
-    def _announce(self, todo: list[CachedSet]) -> None:
-        """Say what will be stored; refuse where the disk has no room for it."""
+    def _announce(self, todo: list[CachedSet]) -> str | None:
+        """Say what will be stored; what is wrong where the disk has no room for it."""
         size = 0
         for part in todo:
             assert part.folder is not None
@@ -185,11 +187,12 @@ class ReferenceCache:
             )
         self.root.mkdir(parents=True, exist_ok=True)
         room = shutil.disk_usage(self.root).free
-        if size > room:
-            raise ValueError(
-                f"precompute_ref_dir={str(self.root)!r}: {size / GIB:.3g} GiB are to be stored and {room / GIB:.3g} GiB are "
-                "free there. Give another folder, or leave precompute_ref False."
-            )
+        if size <= room:
+            return None
+        return (
+            f"precompute_ref_dir={str(self.root)!r}: {size / GIB:.3g} GiB are to be stored and {room / GIB:.3g} GiB are "
+            "free there. Give another folder, or leave precompute_ref False."
+        )
 
     def _fill_set(self, part: CachedSet, source: RowSource, sharded: bool, show: bool) -> None:
         folder, missing = part.folder, part.missing
@@ -204,10 +207,10 @@ class ReferenceCache:
             for number in shares[index]:
                 if sharded or not folder.has(number):
                     folder.write(number, compute_block(source, part.plan, folder.blocks[number], bar.update))
-        if sharded:  # every forward gathers parameters from all processes
+        if sharded:  # every forward, and every use of a head, gathers parameters from all processes
             some = next(source.batches(folder.blocks[missing[0]]))
             for _ in range(max(batches) - batches[index]):
-                source.view_of(source.collate([source.rows[number] for number in some]))
+                kept_values(source, part.plan, source.collate([source.rows[number] for number in some]))
 
     def _write_head(self, source: RowSource) -> None:
         from ..trl_bridge import gathered_heads

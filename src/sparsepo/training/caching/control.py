@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -18,15 +19,17 @@ from sparsepo.scoring.products import autocast_operand
 from ..mask_setup import build_masker
 from ..settings import ResolvedSettings
 from ..step import MASK_ATTRIBUTE, ReferenceView, base_model_of
-from ..trl_bridge import autocast_of, lm_head_of, release_reference
+from ..trl_bridge import autocast_of, gathered_heads, lm_head_of, release_reference
 from .cache import CachedSet, ReferenceCache
 from .filling import RowSource
-from .fingerprint import config_of, hash_files, hash_tensors, hash_tokenizer, weight_files
+from .fingerprint import adapter_settings, config_of, hash_files, hash_tensors, hash_tokenizer, weight_files
 from .plan import NO_KL, CachePlan, HeadForm, head_form, plan_cache
 
 # The hub upload of an output folder leaves out what begins with an underscore
 DEFAULT_FOLDER = "_reference_cache"
 DEFAULT_GIB = 50.0
+# Of model_init_kwargs: other files than a folder's usual ones
+_OTHER_FILES = ("subfolder", "variant", "gguf_file", "use_safetensors")
 
 
 class ReferenceCaching:
@@ -62,7 +65,7 @@ class ReferenceCaching:
             return False
         if not self.args.precompute_ref or self._start_needs_reference():
             return True
-        if self._source_files() is None:  # then its weights tell it apart, once they are in memory
+        if not self._source_is_known():  # then its weights tell it apart, once they are in memory
             return True
         self._open_cache()
         assert self._cache is not None
@@ -146,29 +149,37 @@ class ReferenceCaching:
 
     def _form_of_heads(self) -> HeadForm:
         model = base_model_of(self.accelerator.unwrap_model(self._reference()))
-        with self._reference_context():  # type: ignore[attr-defined]
-            head = lm_head_of(model)
-        is_shared = False
-        if self._is_in_policy():
-            policy = lm_head_of(model)
-            trained = policy.weight.requires_grad or (policy.bias is not None and policy.bias.requires_grad)
-            is_shared = policy.weight is head.weight and policy.bias is head.bias and not trained
-        return head_form(head, is_shared, self._reference_dtype().itemsize)
+        with gathered_heads(model):
+            with self._reference_context():  # type: ignore[attr-defined]
+                head = lm_head_of(model)
+            is_shared = False
+            if self._is_in_policy():
+                policy = lm_head_of(model)
+                trained = policy.weight.requires_grad or (policy.bias is not None and policy.bias.requires_grad)
+                is_shared = policy.weight is head.weight and policy.bias is head.bias and not trained
+            return head_form(head, is_shared, self._reference_dtype().itemsize)
 
     def _source_files(self) -> list[Path] | None:
         """Files that the reference is loaded from; None for one that was handed over or lives in the policy."""
         if self._reference_was_given or self._is_in_policy():
             return None
         settings = self.args.model_init_kwargs or {}
+        if any(settings.get(name) is not None for name in _OTHER_FILES):
+            return None
         return weight_files(getattr(self.model.config, "_name_or_path", ""), settings.get("revision"))
+
+    def _source_is_known(self) -> bool:
+        """Whether the main process has those files. A collective call."""
+        return bool(self._agreed(lambda: "known" if self._source_files() is not None else ""))
 
     def _identity(self) -> dict[str, Any]:
         """Everything that tells this reference from another. A collective call."""
-        files = self._source_files()
         model = base_model_of(self.accelerator.unwrap_model(self._reference()))
-        weights = self._agreed(lambda: hash_files(files)) if files is not None else self._hash_in_memory()
+        known = self._source_is_known()
+        weights = self._agreed(lambda: hash_files(self._source_files() or [])) if known else self._hash_in_memory()
         return {
             "weights": weights,
+            "adapters": {} if known else self._reference_adapters(),
             "config": config_of(model),
             "dtype": str(self._reference_dtype()),
             "precision": self.accelerator.mixed_precision,
@@ -184,15 +195,30 @@ class ReferenceCaching:
                 "precompute_ref=True cannot tell a reference in memory from others while its weights are split over "
                 "processes (ZeRO-3, FSDP version 1): give the model as a path or hub id, or leave precompute_ref False."
             )
-        adapters = [name for name in getattr(model, "peft_config", {}) if name != "ref"]
+        trained = self._trained_adapters(model)
+        prefixes = (getattr(getattr(model, "base_model", None), "prefix", "lora_"), "modules_to_save")
 
         def is_reference(name: str) -> bool:
-            return MASK_ATTRIBUTE not in name and not any(f".{adapter}." in f"{name}." for adapter in adapters)
+            if MASK_ATTRIBUTE in name:
+                return False
+            parts = name.split(".")
+            return not any(own in trained and of.startswith(prefixes) for of, own in itertools.pairwise(parts))
 
         def digest() -> str:
             return hash_tensors((name, value) for name, value in model.state_dict().items() if is_reference(name))
 
         return digest() if any(hasattr(p, "full_tensor") for p in parameters) else self._agreed(digest)
+
+    def _trained_adapters(self, model: Any) -> set[str]:
+        """Adapters that are no part of the reference: the policy's, where the reference is the policy without them."""
+        return set(getattr(model, "peft_config", {})) - {"ref"} if self._is_in_policy() else set()
+
+    def _reference_adapters(self) -> dict[str, Any]:
+        """Settings of the adapters through which the reference is run, by name."""
+        model = self.accelerator.unwrap_model(self._reference())
+        trained = self._trained_adapters(model)
+        configs = {name: own for name, own in getattr(model, "peft_config", {}).items() if name not in trained}
+        return {name: adapter_settings(own.to_dict()) for name, own in sorted(configs.items())}
 
     def _agreed(self, answer: Callable[[], str]) -> str:
         """The main process's answer, on all processes."""

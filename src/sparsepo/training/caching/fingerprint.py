@@ -101,6 +101,16 @@ def config_of(model: Any) -> dict[str, Any]:
     return {**config, "attention": getattr(model.config, "_attn_implementation", None)}
 
 
+def adapter_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """An adapter's settings without where it lies and how it is used; sets in order, so that their hash is one."""
+    ignored = ("base_model_name_or_path", "inference_mode", "revision", "auto_mapping")
+    return {
+        key: sorted(map(str, value)) if isinstance(value, (set, frozenset)) else value
+        for key, value in config.items()
+        if key not in ignored
+    }
+
+
 def hash_tokenizer(tokenizer: Any) -> str:
     """sha256 of what a tokenizer does to a text."""
     if getattr(tokenizer, "is_fast", False):
