@@ -100,7 +100,8 @@ def threshold_for(ordered: Tensor, share: float) -> tuple[float, float | None]:
 
     Returns:
         the threshold, between two neighbouring numbers; where many are equal, on the side that comes nearer to the share,
-        and never above all. And the mean of (number − threshold) over the numbers above, bounded from below; None where
+        and never above all where the largest are equal.
+        And the mean of (number − threshold) over the numbers above, bounded from below; None where
         none is above.
     """
     count = len(ordered)
@@ -109,12 +110,14 @@ def threshold_for(ordered: Tensor, share: float) -> tuple[float, float | None]:
     high = min(low + 1, count - 1)
     threshold = float(ordered[low] + (place - low) * (ordered[high] - ordered[low]))
     closed, shut_below = float((ordered <= threshold).double().mean()), float((ordered < threshold).double().mean())
-    if closed == 1 or (closed > share + max(_TIES, 1 / count) and share - shut_below < closed - share):
+    tied = closed - shut_below > 1 / count
+    too_many = closed > share + max(_TIES, 1 / count) and (closed == 1 or share - shut_below < closed - share)
+    if too_many or (tied and closed == 1):
         below = ordered[ordered < threshold]
         # under the tied numbers: in the middle of the gap to the next ones, or (there are none) a little lower
         next_lower = float(below[-1]) if len(below) else threshold - 2 * _LEAST_SPREAD * max(abs(threshold), 1.0)
         threshold = (threshold + next_lower) / 2
-    elif closed - shut_below > 1 / count:
+    elif tied:
         # above the tied numbers, not on them: a threshold that is approached from below would never close them
         threshold = (threshold + float(ordered[ordered > threshold][0])) / 2
     above = ordered[ordered > threshold]
