@@ -52,6 +52,16 @@ def test_so_does_a_target(settings):
     assert resolve_settings(config(**settings, preset="published")).objective.kl_anchor == 0
 
 
+@pytest.mark.parametrize("name", ["mask_target_sparsity", "mask_target_sparsity_kl"])
+def test_a_target_brings_leaky_layers(name):
+    """With ReLU layers tokens tie at zero and no threshold parts them."""
+    target = {name: 0.5, "mask_sharing": "independent"}
+    assert resolve_settings(config(**target)).mask_arguments["activation"] == "leaky"
+    assert resolve_settings(config(**target, mask_activation="relu")).mask_arguments["activation"] == "relu"
+    assert "activation" not in resolve_settings(config(**target, preset="published")).mask_arguments
+    assert "activation" not in resolve_settings(config(mask_sharing="independent")).mask_arguments
+
+
 @pytest.mark.parametrize(
     ("settings", "targets"),
     [

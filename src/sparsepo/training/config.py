@@ -94,8 +94,8 @@ class SparsePOConfig(DPOConfig):
     mask_map_width: int | None = _setting(None, "learned, two_layer: hidden width. Unset: 200.")
     mask_activation: str | None = _setting(
         None,
-        "learned: of the layers' numbers: relu (the paper's; default) or leaky (slope 0.1 below zero, so that tokens whose "
-        "layers are all shut still differ and learn).",
+        "learned: of the layers' numbers: relu (the paper's) or leaky (slope 0.1 below zero, so that tokens whose "
+        "layers are all shut still differ and learn). Unset: leaky where a target sparsity is set, otherwise relu.",
         ("relu", "leaky"),
     )
     mask_gate: str | None = _setting(

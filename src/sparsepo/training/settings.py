@@ -261,7 +261,7 @@ def _mask_arguments(config: SparsePOConfig, kind: str | None) -> dict[str, Any]:
         "map": config.mask_map,
         "map_width": config.mask_map_width,
         "dropout": config.mask_dropout,
-        "activation": config.mask_activation,
+        "activation": _mask_activation(config),
         "gate": config.mask_gate,
         "gate_temperature": config.mask_gate_temperature,
         "topk_share": config.mask_topk_share,
@@ -272,6 +272,14 @@ def _mask_arguments(config: SparsePOConfig, kind: str | None) -> dict[str, Any]:
     if kind == "learned":
         arguments["init"] = _mask_init(config)
     return arguments
+
+
+def _mask_activation(config: SparsePOConfig) -> str | None:
+    """Leaky where a target sparsity is asked for: with ReLU layers most tokens soon tie at zero, and no threshold parts them."""
+    asked = (config.mask_target_sparsity, config.mask_target_sparsity_reward, config.mask_target_sparsity_kl)
+    if config.mask_activation is None and config.preset != "published" and any(share is not None for share in asked):
+        return "leaky"
+    return config.mask_activation
 
 
 def _mask_init(config: SparsePOConfig) -> str:
