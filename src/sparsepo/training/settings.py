@@ -275,7 +275,7 @@ def _mask_arguments(config: SparsePOConfig, kind: str | None) -> dict[str, Any]:
 
 
 def _mask_activation(config: SparsePOConfig) -> str | None:
-    """Leaky where a target sparsity is asked for: with ReLU layers most tokens soon tie at zero, and no threshold parts them."""
+    """Leaky where a target sparsity is asked for: with ReLU layers tokens soon tie at zero, and no threshold parts them."""
     asked = (config.mask_target_sparsity, config.mask_target_sparsity_reward, config.mask_target_sparsity_kl)
     if config.mask_activation is None and config.preset != "published" and any(share is not None for share in asked):
         return "leaky"
