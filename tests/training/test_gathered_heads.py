@@ -98,4 +98,4 @@ def test_the_cache_is_filled_with_a_whole_head(tmp_path: Path, rows: Dataset, mo
 
     monkeypatch.setattr(trl_bridge, "maybe_gather_lm_head_ctx", counted)
     trainer_of(tmp_path, rows, models=models(), cache=tmp_path / "cache")
-    assert entered == [1, 1, 1]  # the copy, and two batches of 8 rows
+    assert entered == [1, 1, 1, 1]  # its size, the copy, and two batches of 8 rows
