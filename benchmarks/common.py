@@ -31,6 +31,16 @@ def add_clock(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall", help=text)
 
 
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """How a table is measured and where it goes, the same for every script that keeps tables in :class:`Results`."""
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    add_clock(parser)
+    parser.add_argument("--memory", action="store_true", help="also measure peak memory")
+    parser.add_argument("--fresh", action="store_true", help="measure again what OUTPUT.json holds")
+    parser.add_argument("--output", help="write OUTPUT.md and OUTPUT.json")
+
+
 def clock_note(clock: str) -> str:
     """What a table's setting adds for a clock other than the wall's."""
     return "" if clock == "wall" else ", seconds of the processor"

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from common import Results, add_clock, clock_note, machine, markdown, peak_allocated, ratio, spread, take_turns
+from common import Results, add_run_options, clock_note, machine, markdown, peak_allocated, ratio, spread, take_turns
 
 from sparsepo.masks.base import NoiseKey, TokenMasks
 from sparsepo.objectives import get_objective
@@ -213,12 +213,7 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=768)
     parser.add_argument("--pairs", type=int, default=2)
     parser.add_argument("--tokens", type=int, nargs="+", default=[192], help="response tokens, a table each")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1)
-    add_clock(parser)
-    parser.add_argument("--memory", action="store_true", help="also measure peak memory")
-    parser.add_argument("--fresh", action="store_true", help="measure again what OUTPUT.json holds")
-    parser.add_argument("--output", help="write OUTPUT.md and OUTPUT.json")
+    add_run_options(parser)
     parser.add_argument("--filter", help="only the variants whose names contain this")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

@@ -30,7 +30,7 @@ import torch
 from common import (
     TASK_LENGTHS,
     Results,
-    add_clock,
+    add_run_options,
     clock_note,
     machine,
     markdown,
@@ -62,12 +62,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--ragged", action="store_true", help="unequal lengths")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1)
-    add_clock(parser)
-    parser.add_argument("--memory", action="store_true", help="also measure peak memory")
-    parser.add_argument("--fresh", action="store_true", help="measure shapes again that OUTPUT.json holds")
-    parser.add_argument("--output", help="write OUTPUT.md and OUTPUT.json")
+    add_run_options(parser)
     args = parser.parse_args()
     unknown = [words for words in args.variants or () if not any(name.startswith(words) for name in VARIANTS)]
     if unknown:

@@ -146,7 +146,7 @@ def _budget(plan: _Plan, weight: Tensor) -> int:
 
 def _prepare(hidden: Tensor, weight: Tensor, bias: Tensor | None, plan: _Plan, needs: Any) -> Work:
     inputs, keep = plan.inputs, plan.kept
-    dtype = torch.promote_types(torch.promote_types(weight.dtype, hidden.dtype), torch.float32)
+    dtype = inputs.policy_head.row_dtype(hidden)
     cached, reference = inputs.cached, inputs.reference_hidden
 
     def zeros(like: Tensor | None, wanted: bool) -> Tensor | None:

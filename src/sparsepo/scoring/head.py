@@ -27,12 +27,16 @@ class LMHead:
     scale: float = 1.0
     softcap: float | None = None
 
+    def row_dtype(self, hidden: Tensor) -> torch.dtype:
+        """Type of rows of logits: float32 whatever the weights' and states' types, float64 where either is."""
+        return torch.promote_types(torch.promote_types(self.weight.dtype, hidden.dtype), torch.float32)
+
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits of hidden states (..., H) → (..., V), float32 whatever the weights' type (float64 stays).
 
         bf16 logits would put a floor of about 1e-3 under the KL, which early in training is no larger than that.
         """
-        dtype = torch.promote_types(torch.promote_types(self.weight.dtype, hidden.dtype), torch.float32)
+        dtype = self.row_dtype(hidden)
         with torch.autocast(hidden.device.type, enabled=False):
             bias = None if self.bias is None else self.bias.to(dtype)
             logits = F.linear(hidden.to(self.weight.device, dtype), self.weight.to(dtype), bias)

@@ -38,7 +38,7 @@ def project_into(out: Tensor, hidden: Tensor, weight: Tensor) -> None:
     """out = hidden · Wᵀ: hidden (n, H), W (V, H), out (n, V) float32 or float64."""
     weight = weight.detach()
     if out.dtype == torch.float32 and is_native(weight):
-        torch.mm(hidden.to(weight.dtype), weight.T, out_dtype=torch.float32, out=out)
+        torch.mm(hidden_operand(hidden, weight), weight.T, out_dtype=torch.float32, out=out)
         return
     hidden = hidden.to(out.dtype)
     if weight.dtype == out.dtype:

@@ -9,11 +9,8 @@ from torch import Tensor
 
 from .head import LMHead, operand_head
 from .products import times_weight
-from .rows import RowBuffers
+from .rows import TILE_ROWS, TILE_ROWS_ON_GPUS, RowBuffers
 from .triton_rows import row_backend
-
-# Rows of logits that exist at a time
-_TILE_ROWS, _TILE_ROWS_ON_GPUS = 128, 1024
 
 
 @dataclass(frozen=True)
@@ -43,13 +40,13 @@ def reference_values(hidden: Tensor, head: LMHead, targets: Tensor, with_expecta
         targets: token ids, (N,).
         with_expectation: also form E_q[W], with all digits: the KL is a small difference of numbers formed with it.
     """
-    dtype = torch.promote_types(torch.promote_types(head.weight.dtype, hidden.dtype), torch.float32)
+    dtype = head.row_dtype(hidden)
     head = operand_head(head)
     weight = head.weight
     hidden, targets = hidden.to(weight.device), targets.to(weight.device)
     arithmetic = row_backend(weight.device)
     buffers = RowBuffers(len(weight), dtype, weight.device)
-    tile = _TILE_ROWS if weight.device.type == "cpu" else _TILE_ROWS_ON_GPUS
+    tile = TILE_ROWS if weight.device.type == "cpu" else TILE_ROWS_ON_GPUS
     logps, normaliser = (torch.empty(len(hidden), dtype=dtype, device=weight.device) for _ in range(2))
     expected = logps.new_empty(len(hidden), weight.shape[1]) if with_expectation else None
     with torch.autocast(hidden.device.type, enabled=False):

@@ -15,6 +15,8 @@ from .head import LMHead
 from .products import project_into
 
 _ELEMENTS = 1 << 20  # a block of rows that stays in a CPU's cache
+# Rows of logits of a tile, where memory allows them
+TILE_ROWS, TILE_ROWS_ON_GPUS = 128, 1024
 
 
 @dataclass

@@ -24,11 +24,10 @@ from torch import Tensor
 from .head import LMHead
 from .products import add_outer, backward_products, hidden_operand, times_weight
 from .results import Group, Results
-from .rows import RowBuffers, RowStatistics, joined
+from .rows import TILE_ROWS, TILE_ROWS_ON_GPUS, RowBuffers, RowStatistics, joined
 
 # Rows of the reference that share the memory with a pair's: fewer cost products some speed
 _LEAST_TILE_ROWS, _LEAST_TILE_ROWS_ON_GPUS = 32, 512
-_TILE_ROWS, _TILE_ROWS_ON_GPUS = 128, 1024
 
 
 @dataclass
@@ -62,7 +61,7 @@ class Work:
     @property
     def tile_rows(self) -> int:
         """Rows of logits of a tile, where memory allows them."""
-        return _TILE_ROWS_ON_GPUS if self.is_on_gpu else _TILE_ROWS
+        return TILE_ROWS_ON_GPUS if self.is_on_gpu else TILE_ROWS
 
     @property
     def is_on_gpu(self) -> bool:

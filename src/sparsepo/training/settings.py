@@ -115,7 +115,7 @@ def resolve_settings(config: SparsePOConfig, mask: Masker | None = None) -> Reso
     return ResolvedSettings(
         objective=objective,
         mask_kind=kind,
-        mask_arguments={} if mask is not None else _mask_arguments(config, kind),
+        mask_arguments={} if mask is not None else _mask_arguments(config, kind, asks_target=bool(targets)),
         mask_training=_mask_training(config) if kind == "learned" and mask is None else None,
         mask_schedule=mask_schedule(config),
         target_sparsity=targets,
@@ -249,7 +249,7 @@ def _objective(config: SparsePOConfig, l1: dict[str, float], sparse: bool) -> Ob
     return get_objective(config.objective, **settings)
 
 
-def _mask_arguments(config: SparsePOConfig, kind: str | None) -> dict[str, Any]:
+def _mask_arguments(config: SparsePOConfig, kind: str | None, asks_target: bool) -> dict[str, Any]:
     """Constructor arguments; None values are left to the constructor, except where the library's default differs."""
     if kind is None or kind == "dense":
         return {}
@@ -261,7 +261,7 @@ def _mask_arguments(config: SparsePOConfig, kind: str | None) -> dict[str, Any]:
         "map": config.mask_map,
         "map_width": config.mask_map_width,
         "dropout": config.mask_dropout,
-        "activation": _mask_activation(config),
+        "activation": _mask_activation(config, asks_target),
         "gate": config.mask_gate,
         "gate_temperature": config.mask_gate_temperature,
         "topk_share": config.mask_topk_share,
@@ -274,10 +274,9 @@ def _mask_arguments(config: SparsePOConfig, kind: str | None) -> dict[str, Any]:
     return arguments
 
 
-def _mask_activation(config: SparsePOConfig) -> str | None:
+def _mask_activation(config: SparsePOConfig, asks_target: bool) -> str | None:
     """Leaky where a target sparsity is asked for: with ReLU layers tokens soon tie at zero, and no threshold parts them."""
-    asked = (config.mask_target_sparsity, config.mask_target_sparsity_reward, config.mask_target_sparsity_kl)
-    if config.mask_activation is None and config.preset != "published" and any(share is not None for share in asked):
+    if config.mask_activation is None and config.preset != "published" and asks_target:
         return "leaky"
     return config.mask_activation
 

@@ -25,6 +25,16 @@ from .store import CacheFolder, check_file, read_file, split_rows, write_file
 logger = logging.getLogger(__name__)
 
 
+def from_main(accelerator: Any, answer: Callable[[], Any]) -> Any:
+    """The main process's answer, on all processes. A collective call."""
+    from accelerate.utils import broadcast_object_list
+
+    given = [answer() if accelerator.is_main_process else None]
+    if accelerator.num_processes > 1:
+        broadcast_object_list(given, from_process=0)
+    return given[0]
+
+
 @dataclass
 class CachedSet:
     """One data set: its plan, its files and, once these are there, its rows.
@@ -104,7 +114,7 @@ class ReferenceCache:
                 "kept": part.plan.description(),
             }
             part.folder = CacheFolder(self.root, description, part.plan, split_rows(row_bytes))
-            part.missing = self._from_main(part.folder.missing)
+            part.missing = from_main(self.accelerator, part.folder.missing)
 
     @property
     def head_path(self) -> Path:
@@ -115,20 +125,11 @@ class ReferenceCache:
         """Whether a head is needed that is not there. A collective call."""
         if not any(part.plan.needs_head for part in self.sets):
             return False
-        return bool(self._from_main(lambda: check_file(self.head_path)))
+        return bool(from_main(self.accelerator, lambda: check_file(self.head_path)))
 
     def is_complete(self) -> bool:
         """Whether the reference need not be run. A collective call."""
         return not any(part.missing for part in self.sets) and not self.lacks_head()
-
-    def _from_main(self, answer: Callable[[], Any]) -> Any:
-        """The main process's answer, on all processes."""
-        from accelerate.utils import broadcast_object_list
-
-        given = [answer() if self.accelerator.is_main_process else None]
-        if self.accelerator.num_processes > 1:
-            broadcast_object_list(given, from_process=0)
-        return given[0]
 
     # ---- filling ----
 
@@ -141,7 +142,7 @@ class ReferenceCache:
             show: show progress.
         """
         todo = [part for part in self.sets if part.missing]
-        problem = self._from_main(lambda: self._announce(todo))
+        problem = from_main(self.accelerator, lambda: self._announce(todo))
         if problem:
             raise ValueError(problem)
         if self.accelerator.is_main_process:

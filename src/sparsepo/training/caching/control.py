@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from ..mask_setup import build_masker
 from ..settings import ResolvedSettings
 from ..step import MASK_ATTRIBUTE, ReferenceView, base_model_of
 from ..trl_bridge import autocast_of, gathered_heads, lm_head_of, release_reference
-from .cache import CachedSet, ReferenceCache
+from .cache import CachedSet, ReferenceCache, from_main
 from .filling import RowSource
 from .fingerprint import adapter_settings, config_of, hash_files, hash_tensors, hash_tokenizer, weight_files
 from .plan import NO_KL, CachePlan, HeadForm, head_form, plan_cache
@@ -170,20 +169,22 @@ class ReferenceCaching:
 
     def _source_is_known(self) -> bool:
         """Whether the main process has those files. A collective call."""
-        return bool(self._agreed(lambda: "known" if self._source_files() is not None else ""))
+        return bool(from_main(self.accelerator, lambda: self._source_files() is not None))
 
     def _identity(self) -> dict[str, Any]:
         """Everything that tells this reference from another. A collective call."""
         model = base_model_of(self.accelerator.unwrap_model(self._reference()))
         known = self._source_is_known()
-        weights = self._agreed(lambda: hash_files(self._source_files() or [])) if known else self._hash_in_memory()
         return {
-            "weights": weights,
+            "weights": self._hash_of_files() if known else self._hash_in_memory(),
             "adapters": {} if known else self._reference_adapters(),
             "config": config_of(model),
             "dtype": str(self._reference_dtype()),
             "precision": self.accelerator.mixed_precision,
         }
+
+    def _hash_of_files(self) -> str:
+        return str(from_main(self.accelerator, lambda: hash_files(self._source_files() or [])))
 
     def _hash_in_memory(self) -> str:
         model = self.accelerator.unwrap_model(self._reference())
@@ -207,7 +208,9 @@ class ReferenceCaching:
         def digest() -> str:
             return hash_tensors((name, value) for name, value in model.state_dict().items() if is_reference(name))
 
-        return digest() if any(hasattr(p, "full_tensor") for p in parameters) else self._agreed(digest)
+        if any(hasattr(p, "full_tensor") for p in parameters):  # gathered by all
+            return digest()
+        return str(from_main(self.accelerator, digest))
 
     def _trained_adapters(self, model: Any) -> set[str]:
         """Adapters that are no part of the reference: the policy's, where the reference is the policy without them."""
@@ -219,15 +222,6 @@ class ReferenceCaching:
         trained = self._trained_adapters(model)
         configs = {name: own for name, own in getattr(model, "peft_config", {}).items() if name not in trained}
         return {name: adapter_settings(own.to_dict()) for name, own in sorted(configs.items())}
-
-    def _agreed(self, answer: Callable[[], str]) -> str:
-        """The main process's answer, on all processes."""
-        from accelerate.utils import broadcast_object_list
-
-        given = [answer() if self.accelerator.is_main_process else ""]
-        if self.accelerator.num_processes > 1:
-            broadcast_object_list(given, from_process=0)
-        return given[0]
 
     # ---- filling ----
 
