@@ -13,6 +13,7 @@ from transformers import PrinterCallback
 
 from sparsepo import SparsePOTrainer
 from sparsepo.training import token_loss
+from sparsepo.training.caching import store
 from tests.support import perturbed, tiny_model, tiny_tokenizer
 
 from .running import run_config
@@ -50,6 +51,17 @@ def trainer_of(
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def fill(folder: Path, rows: Dataset, cache: Path, **settings: Any) -> SparsePOTrainer:
+    """A trainer with a learned mask, whose cache is filled while it is made."""
+    return trainer_of(folder, rows, cache=cache, **{**LEARNED, **settings})
+
+
+@pytest.fixture
+def small_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two rows in a file."""
+    monkeypatch.setattr(store, "ROWS_OF_A_FILE", 2)
 
 
 def adapter(**settings: Any) -> LoraConfig:

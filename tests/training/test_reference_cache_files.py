@@ -17,23 +17,21 @@ from safetensors.torch import load_file
 from sparsepo.training.caching import cache as cache_module
 from sparsepo.training.caching import filling, store
 
-from .cache_runs import LEARNED, ReferenceCalls, calls, files_of, row_files, saved_model, trainer_of  # noqa: F401
+from .cache_runs import (  # noqa: F401 - fixtures
+    files_of,
+    fill,
+    row_files,
+    small_files,
+    trainer_of,
+)
 from .running import prepared_rows
+
+pytestmark = pytest.mark.usefixtures("small_files")
 
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return prepared_rows(tmp_path_factory.mktemp("rows"), 7)
-
-
-@pytest.fixture(autouse=True)
-def _small_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    """7 rows in 4 files."""
-    monkeypatch.setattr(store, "ROWS_OF_A_FILE", 2)
-
-
-def fill(folder: Path, rows: Dataset, cache: Path, **settings: Any) -> Any:
-    return trainer_of(folder, rows, cache=cache, **{**LEARNED, **settings})
 
 
 # ---- resuming and damage ----

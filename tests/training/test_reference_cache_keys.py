@@ -20,23 +20,23 @@ from sparsepo.training.caching.plan import CachePlan, HeadForm, check_estimate, 
 from sparsepo.training.collator import PreferenceCollator
 from tests.support import preference_rows, tiny_model, tiny_tokenizer
 
-from .cache_runs import LEARNED, ReferenceCalls, calls, files_of, row_files, saved_model, trainer_of  # noqa: F401
+from .cache_runs import (  # noqa: F401 - fixtures
+    ReferenceCalls,
+    calls,
+    files_of,
+    fill,
+    row_files,
+    saved_model,
+    small_files,
+)
 from .running import prepared_rows
+
+pytestmark = pytest.mark.usefixtures("small_files")
 
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return prepared_rows(tmp_path_factory.mktemp("rows"), 7)
-
-
-@pytest.fixture(autouse=True)
-def _small_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    """7 rows in 4 files."""
-    monkeypatch.setattr(store, "ROWS_OF_A_FILE", 2)
-
-
-def fill(folder: Path, rows: Dataset, cache: Path, **settings: Any) -> Any:
-    return trainer_of(folder, rows, cache=cache, **{**LEARNED, **settings})
 
 
 # ---- the key ----
