@@ -48,7 +48,6 @@ bench: setup
 	$(BIN)/python benchmarks/run_all.py $(if $(TABLES),--tables $(TABLES))
 
 plots: setup
-	@$(BIN)/python -c 'import matplotlib' 2>/dev/null || $(BIN)/python -m pip install --quiet -e '.[plots]' -c constraints.txt
 	$(BIN)/python benchmarks/plots.py
 	$(BIN)/python benchmarks/run_all.py --index
 

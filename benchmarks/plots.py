@@ -170,7 +170,7 @@ def main() -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        sys.exit("Plots need matplotlib: pip install -e '.[plots]' -c constraints.txt")
+        sys.exit("Plots need matplotlib, which sparsepo brings: make setup")
     torch.set_num_threads(args.threads)
     sizes = f"{args.pairs} pair{'s' if args.pairs > 1 else ''}, H {args.hidden}, V {args.vocabulary}, {args.dtype}"
     setting = f"{sizes}, {machine()}{clock_note(args.clock)}"

@@ -15,9 +15,10 @@ ALLOWED: dict[str, set[str]] = {
     "scoring": {"objectives", "masks"},
     "data": set(),
     "evaluation": {"objectives", "masks"},
+    "inspection": {"objectives", "masks", "data", "evaluation"},
     "playground": {"objectives", "masks", "evaluation"},
     "training": {"objectives", "masks", "scoring", "data"},
-    "experiments": {"objectives", "masks", "scoring", "data", "evaluation", "playground", "training"},
+    "experiments": {"objectives", "masks", "scoring", "data", "evaluation", "inspection", "playground", "training"},
 }
 
 
