@@ -94,7 +94,7 @@ def table_from_rows(rows: list[dict[str, Any]], source: str) -> Any:
     Raises:
         DataError: Arrow cannot hold a column that training reads; names it.
     """
-    import pyarrow as pa  # type: ignore[import-untyped]
+    import pyarrow as pa
 
     cells = Cells(rows)
     tidied = [cells.tidy(row) for row in rows]

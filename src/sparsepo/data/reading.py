@@ -114,8 +114,8 @@ def _table_rows(path: Path, file: TextIO, delimiter: str) -> Iterator[tuple[int,
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[int, Row]]:
-    import pyarrow as pa  # type: ignore[import-untyped]
-    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
     try:
         file = pq.ParquetFile(path)

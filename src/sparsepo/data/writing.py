@@ -42,7 +42,7 @@ def write_rows(rows: Iterable[Mapping[str, Any]], path: str | Path, overwrite: b
     path = check_output(Path(path), overwrite)
     with replacing(path) as temporary:
         if path.suffix.lower() == ".parquet":
-            import pyarrow.parquet as pq  # type: ignore[import-untyped]
+            import pyarrow.parquet as pq
 
             from .cells import table_from_rows
 
