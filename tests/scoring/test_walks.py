@@ -144,7 +144,7 @@ def test_a_cached_reference_equals_its_head(seed, lengths, case, budget, bias, s
         DenseScorer(), seed, lengths, objective, True, share_head, dtype=torch.float64, bias=bias, scale=scale
     )
     for scorer in (FusedScorer(budget), DenseScorer()):
-        for dtype, tolerance in ((torch.float64, 1e-9), (torch.float32, 5e-5)):
+        for dtype, tolerance in ((torch.float64, 1e-9), (torch.float32, 1e-4)):
             found = outcome(scorer, seed, lengths, objective, True, cache, dtype=dtype, bias=bias, scale=scale)
             assert_same(found, oracle, tolerance)
 

@@ -102,6 +102,14 @@ class Objective:
         """Loss and rewards of each pair, without the SFT term and the anchor."""
         raise NotImplementedError
 
+    def token_rewards(self, side: TokenScores, chosen: bool) -> Tensor:
+        """What each response token adds to the implicit reward of its side, (B, T); their sum is the reward.
+
+        Raises:
+            NotImplementedError: the objective's reward is no sum over tokens, or it does not say so.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not say what each token adds to its reward.")
+
     def __call__(self, scores: PairScores) -> PairLoss:
         result = self.sides(scores)
         loss = result.loss
@@ -126,7 +134,8 @@ def anchor(side: TokenScores) -> Tensor:
 class LinkedObjective(Objective):
     """An objective whose pair enters through one score a side: loss = link(β, S_w, S_l).
 
-    A subclass writes :meth:`score`; rewards are β S, so ``rewards/margins`` is the margin inside the loss.
+    A subclass writes :meth:`token_score` or :meth:`score`; rewards are β S, so ``rewards/margins`` is the margin inside the
+    loss.
 
     Args:
         link: ``sigmoid`` (default), ``hinge``, ``ipo`` or ``robust``.
@@ -150,9 +159,16 @@ class LinkedObjective(Objective):
                 "set it to 0 or choose link='sigmoid' or 'robust'."
             )
 
+    def token_score(self, side: TokenScores, chosen: bool) -> Tensor:
+        """What each token adds to S, (B, T); values outside the response are not read."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what each token adds to its score.")
+
     def score(self, side: TokenScores, chosen: bool) -> Tensor:
         """S of one side, before β, (B,)."""
-        raise NotImplementedError
+        return side.total(self.token_score(side, chosen))
+
+    def token_rewards(self, side: TokenScores, chosen: bool) -> Tensor:
+        return self.beta * self.token_score(side, chosen)
 
     def sides(self, scores: PairScores) -> PairLoss:
         chosen, rejected = self.score(scores.chosen, chosen=True), self.score(scores.rejected, chosen=False)

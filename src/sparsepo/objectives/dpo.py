@@ -22,5 +22,5 @@ class DPO(LinkedObjective):
         "2305.18290",
     )
 
-    def score(self, side: TokenScores, chosen: bool) -> Tensor:
-        return side.total(side.log_ratios())
+    def token_score(self, side: TokenScores, chosen: bool) -> Tensor:
+        return side.log_ratios()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from .base import LinkedObjective, check_nonnegative
@@ -37,6 +36,10 @@ class DPOP(LinkedObjective):
         super().__post_init__()
         check_nonnegative("lam", self.lam)
 
-    def score(self, side: TokenScores, chosen: bool) -> Tensor:
-        total = side.total(side.log_ratios())
-        return total - self.lam * F.relu(-total) if chosen else total
+    def token_score(self, side: TokenScores, chosen: bool) -> Tensor:
+        ratios = side.log_ratios()
+        if not chosen:
+            return ratios
+        # R_w − λ max(0, −R_w) is (1 + λ) R_w where R_w < 0, and R_w elsewhere
+        is_penalised = side.total(ratios).detach() < 0
+        return ratios * (1 + self.lam * is_penalised.to(ratios.dtype))[:, None]

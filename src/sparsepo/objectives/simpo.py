@@ -35,10 +35,11 @@ class SimPO(Objective):
         super().__post_init__()
         check_nonnegative("gamma", self.gamma)
 
-    def reward(self, side: TokenScores) -> Tensor:
-        """β/|y| Σ_t log π(y_t), (B,)."""
-        return self.beta * side.total(side.policy_logps) / side.lengths().clamp(min=1)
+    def token_rewards(self, side: TokenScores, chosen: bool) -> Tensor:
+        """β/|y| log π(y_t), (B, T)."""
+        return self.beta * side.policy_logps / side.lengths().clamp(min=1)[:, None]
 
     def sides(self, scores: PairScores) -> PairLoss:
-        chosen, rejected = self.reward(scores.chosen), self.reward(scores.rejected)
+        sides = ((scores.chosen, True), (scores.rejected, False))
+        chosen, rejected = (side.total(self.token_rewards(side, is_chosen)) for side, is_chosen in sides)
         return PairLoss(sigmoid_link(chosen - rejected - self.gamma), chosen, rejected)

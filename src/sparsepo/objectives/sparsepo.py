@@ -42,8 +42,11 @@ class SparsePO(LinkedObjective):
         check_nonnegative("l1_reward", self.l1_reward)
         check_nonnegative("l1_kl", self.l1_kl)
 
-    def score(self, side: TokenScores, chosen: bool) -> Tensor:
-        return side.total(side.log_ratios(), side.reward_mask) + side.total(side.require_kl(), side.kl_mask)
+    def token_score(self, side: TokenScores, chosen: bool) -> Tensor:
+        ratios, kl = side.log_ratios(), side.require_kl()
+        if side.reward_mask is not None:
+            ratios = ratios * side.reward_mask
+        return ratios + (kl if side.kl_mask is None else kl * side.kl_mask)
 
     def sides(self, scores: PairScores) -> PairLoss:
         result = super().sides(scores)

@@ -26,5 +26,5 @@ class TDPO1(LinkedObjective):
     )
     reads_kl: ClassVar[bool] = True
 
-    def score(self, side: TokenScores, chosen: bool) -> Tensor:
-        return side.total(side.log_ratios() + side.require_kl())
+    def token_score(self, side: TokenScores, chosen: bool) -> Tensor:
+        return side.log_ratios() + side.require_kl()

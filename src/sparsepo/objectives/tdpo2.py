@@ -35,6 +35,6 @@ class TDPO2(LinkedObjective):
         super().__post_init__()
         check_nonnegative("alpha", self.alpha)
 
-    def score(self, side: TokenScores, chosen: bool) -> Tensor:
-        kl = side.total(side.require_kl())
-        return side.total(side.log_ratios()) + self.alpha * (kl.detach() if chosen else kl)
+    def token_score(self, side: TokenScores, chosen: bool) -> Tensor:
+        kl = side.require_kl()
+        return side.log_ratios() + self.alpha * (kl.detach() if chosen else kl)
