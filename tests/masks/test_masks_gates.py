@@ -249,7 +249,7 @@ def test_files_from_before_there_were_gates_still_load(tmp_path: Any) -> None:
         for key, value in tensors.items()
         if key.rsplit(".", 1)[1] not in dict(mask.heads["shared"].named_buffers())
     }
-    assert len(old) == len(tensors) - 3
+    assert len(old) == len(tensors) - 4
     save_file(old, folder / "mask.safetensors")
     loaded = load_mask(tmp_path)
     assert loaded.gate.name == "relu"

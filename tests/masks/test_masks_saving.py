@@ -31,6 +31,7 @@ MASKERS: list[Masker] = [
     LearnedMask(8, 3, init="ones", seed=3),
     LearnedMask(8, 3, sharing="independent", position="token", dropout=0.1, norm_eps=1e-6),
     LearnedMask(8, 3, mask_on="kl", map="two_layer", map_width=5),
+    LearnedMask(8, 3, map="mlp", map_width=5),
     LearnedMask(8, 3, layers="last", activation="none"),
     ActivationMask(["resid", "logits"], position="token"),
     DenseMask(mask_on="reward"),

@@ -23,6 +23,12 @@ MASKS: dict[str, dict[str, Any]] = {
     "learned_kl": {"mask": "learned", "mask_on": "kl"},
     "learned_last": {"mask": "learned", "mask_layers": "last"},
     "learned_two_layer": {"mask": "learned", "mask_map": "two_layer", "mask_map_width": 12},
+    "learned_mlp_fit": {
+        "mask": "learned",
+        "mask_map": "mlp",
+        "mask_log_ratio_weight": 1.0,
+        "mask_sharing": "independent",
+    },
     "activation": {"mask": "activation"},
     "dense": {"mask": "dense"},
     "random": {"mask": "random", "mask_random_sparsity": 0.25},

@@ -54,6 +54,17 @@ CASES: dict[str, tuple[int, dict[str, Any]]] = {
             "gradient_accumulation_steps": 2,
         },
     ),
+    "log-ratio-fit": (
+        9,
+        {
+            **_SGD,
+            "mask_log_ratio_weight": 1.0,
+            "mask_sharing": "independent",
+            "mask_map": "mlp",
+            "mask_learning_rate": 0.1,
+            "gradient_accumulation_steps": 2,
+        },
+    ),
     "stochastic-gate": (11, {**_SGD, "mask_gate": "gumbel_sigmoid", "mask_learning_rate": 0.3}),
     "dense-scorer": (9, {**_SGD, "scorer": "dense"}),
     "last-layer": (11, {**_SGD, "mask_layers": "last"}),

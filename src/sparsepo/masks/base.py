@@ -25,13 +25,15 @@ class TokenMasks:
     """Reward mask m_u and KL mask m_d of each target token, float32 ≥ 0, (B, T) each, zero outside responses.
 
     ``reward_size`` and ``kl_size`` are what an L1 weight counts instead of the masks, where a gate says so (expected L0
-    norm), (B, T) each; else None.
+    norm), (B, T) each; else None. ``values`` are the heads' numbers before offset, scale and gate by head name, (B, T)
+    each, where the masker was asked for them (:attr:`LearnedMask.shows_values`).
     """
 
     reward: Tensor
     kl: Tensor
     reward_size: Tensor | None = None
     kl_size: Tensor | None = None
+    values: dict[str, Tensor] | None = None
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 INIT_STD = 0.02  # Hugging Face's initializer_range, which the paper's heads start with
 
-# Buffers and their values where no controller acts; files from before there was one lack them
-BUFFERS = {"offset": 0.0, "scale": 1.0, "start_sparsity": -1.0}
+# Buffers and their values where nothing steers the head; files from before there was one lack them
+BUFFERS = {"offset": 0.0, "scale": 1.0, "start_sparsity": -1.0, "signal_size": 0.0}
 
 # Multiplies layer l's activations (l = 0 … L−1) or, at l = L, the mask; (N,)
 Dropper = Callable[[int, Tensor], Tensor]
@@ -27,32 +27,43 @@ class MaskHead(nn.Module):
         hidden_size: H.
         layers: number of layers read, L.
         normalised: with LayerNorm and mixer; without (last layer only, L = 1) x = scale · (w · h + b − offset).
-        width: inner width W of a two-layer map w_l · (W_l x + c_l) + b_l, linear as published; None: one layer.
+        width: inner width W of a two-layer map w_l · (W_l x + c_l) + b_l; None: one layer.
+        gelu: with GELU between the two layers; without, linear as published.
         norm_eps: of the LayerNorm.
         slope: of act below zero: 0 is ReLU, 1 the identity.
 
     Parameters: ``norm.weight``, ``norm.bias`` (H), ``layer_weight`` (L, H), ``layer_bias`` (L), ``mixer_weight`` (L);
     with ``width`` also ``inner_weight`` (L, W, H), ``inner_bias`` (L, W), and ``layer_weight`` is (L, W).
-    Buffers, moved by the sparsity controller alone: ``offset`` (0), ``scale`` (1) and ``start_sparsity`` (share of zeros
-    when it took over; −1 before), scalars.
+    Buffers, scalars. Moved by the sparsity controller alone: ``offset`` (0), ``scale`` (1) and ``start_sparsity`` (share of
+    zeros when it took over; −1 before). By the fit to log-ratios alone: ``signal_size`` (their running mean size; 0 before
+    there is one).
     """
 
     offset: Tensor
     scale: Tensor
     start_sparsity: Tensor
+    signal_size: Tensor
     inner_weight: Tensor | None
     inner_bias: Tensor | None
     mixer_weight: Tensor | None
 
     def __init__(
-        self, hidden_size: int, layers: int, *, normalised: bool, width: int | None, norm_eps: float, slope: float = 0.0
+        self,
+        hidden_size: int,
+        layers: int,
+        *,
+        normalised: bool,
+        width: int | None,
+        norm_eps: float,
+        slope: float = 0.0,
+        gelu: bool = False,
     ) -> None:
         super().__init__()
 
         def parameter(*shape: int) -> nn.Parameter:
             return nn.Parameter(torch.zeros(shape, dtype=torch.float32))
 
-        self.slope = slope
+        self.slope, self.gelu = slope, gelu
         self.norm = nn.LayerNorm(hidden_size, eps=norm_eps, dtype=torch.float32) if normalised else None
         self.register_parameter("inner_weight", parameter(layers, width, hidden_size) if width else None)
         self.register_parameter("inner_bias", parameter(layers, width) if width else None)
@@ -70,7 +81,8 @@ class MaskHead(nn.Module):
         layers = len(self.layer_bias)
         # without a LayerNorm the states' scale is unknown: keep w · h small beside the bias
         std = INIT_STD if self.norm is not None or not ones else INIT_STD / math.sqrt(self.hidden_size)
-        weights = [(self.inner_weight, std), (self.layer_weight, INIT_STD if self.inner_weight is not None else std)]
+        inner = 1 / math.sqrt(self.hidden_size) if self.gelu else std  # GELU is all but linear near zero
+        weights = [(self.inner_weight, inner), (self.layer_weight, INIT_STD if self.inner_weight is not None else std)]
         for weight, spread in weights:
             if weight is not None:
                 weight.copy_(torch.empty(weight.shape, device="cpu").normal_(0.0, spread, generator=generator))
@@ -111,6 +123,7 @@ class MaskHead(nn.Module):
             value = projected[..., 0]
         else:
             inner = projected + self.inner_bias[:, None].to(dtype)
+            inner = F.gelu(inner) if self.gelu else inner
             value = (inner @ self.layer_weight[..., None].to(dtype))[..., 0]
         value = value + self.layer_bias[:, None].to(dtype)
         return value if self.mixer_weight is None else self.act(value)

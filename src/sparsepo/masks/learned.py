@@ -19,16 +19,19 @@ from .validation import check_choice, check_fraction, check_int, check_positive_
 SHARING = ("common", "independent")
 _SLOPES = {"relu": 0.0, "leaky": 0.1, "none": 1.0}  # of the layers' activation below zero
 INITS = ("published", "ones", "mapo")
+MAP_WIDTHS = {"two_layer": 200, "mlp": 16}  # maps with an inner layer, and its width unless one is set
+MAPS = ("linear", *MAP_WIDTHS)
 _DROPOUT_STREAM = 1_000  # first noise stream of mask dropout; head k, layer l uses the (k (L + 1) + l)-th after it
 _GATE_STREAM = 900  # of a stochastic gate; head k uses the k-th after it
 _OBSERVER_STREAM = 899  # of the choice of tokens that a controller looks at
 
 
 class GateOutput(NamedTuple):
-    """A head's mask at N tokens, and what an L1 weight counts there (None: the mask), (N,) each."""
+    """A head's mask at N tokens, what an L1 weight counts there (None: the mask), and its number before the gate, (N,)."""
 
     mask: Tensor
     size: Tensor | None
+    value: Tensor
 
 
 class LearnedMask(Masker):
@@ -51,8 +54,10 @@ class LearnedMask(Masker):
             weights N(0, 0.02), layer biases 1, mixer 1/L: masks near one (without LayerNorm, ``layers="last"``, weights
             N(0, 0.02/√H)). ``mapo``: as ``ones``; to be fitted by :func:`fit_to_targets`.
         layers: ``all``, or ``last``: the last block's state only, without LayerNorm and mixer, as published.
-        map: ``linear``: H → 1; ``two_layer``: H → ``map_width`` → 1 without activation between, as published.
-        map_width: inner width of ``two_layer``.
+        map: ``linear``: H → 1; ``two_layer``: H → ``map_width`` → 1 without activation between, as published; ``mlp``:
+            the same with GELU between, inner weights from N(0, 1/√H), so that it can tell tokens apart that no linear
+            map parts.
+        map_width: inner width of ``two_layer`` (None: 200, as published) and ``mlp`` (None: 16).
         dropout: rate on a_l and on m, in training mode only.
         norm_eps: of the LayerNorm.
         activation: of the layers: ``relu`` (the paper's); ``leaky``, slope 0.1 below zero: a token whose layers are all
@@ -80,7 +85,7 @@ class LearnedMask(Masker):
         init: str = "published",
         layers: str = "all",
         map: str = "linear",
-        map_width: int = 200,
+        map_width: int | None = None,
         dropout: float = 0.0,
         norm_eps: float = 1e-5,
         activation: str = "relu",
@@ -92,11 +97,12 @@ class LearnedMask(Masker):
         super().__init__(mask_on, position)
         check_positive_int("hidden_size", hidden_size)
         check_positive_int("num_layers", num_layers)
+        map_width = MAP_WIDTHS.get(map, 200) if map_width is None else map_width
         check_positive_int("map_width", map_width)
         check_choice("sharing", sharing, SHARING)
         check_choice("init", init, INITS)
         check_choice("layers", layers, ("all", "last"))
-        check_choice("map", map, ("linear", "two_layer"))
+        check_choice("map", map, MAPS)
         check_choice("activation", activation, tuple(_SLOPES))
         check_fraction("dropout", dropout)
         if not isinstance(norm_eps, float) or not 0 < norm_eps < 1:
@@ -114,6 +120,7 @@ class LearnedMask(Masker):
         self.flat_at_zero = activation != "none" and self.gate.flat_at_zero
         # set by the trainer's mask control: shown the states and index of every batch, with a number in [0, 1) a token
         self.observer: Callable[[list[Tensor], Index, Tensor | None], None] | None = None
+        self.shows_values = False  # set by the trainer where the heads are fitted to the policy's log-ratios
         self.heads = nn.ModuleDict({name: self._new_head() for name in self._head_names()})
         self.reset_parameters()
 
@@ -127,7 +134,8 @@ class LearnedMask(Masker):
             self.hidden_size,
             self.layers_read,
             normalised=self.layers == "all",
-            width=self.map_width if self.map == "two_layer" else None,
+            width=self.map_width if self.map in MAP_WIDTHS else None,
+            gelu=self.map == "mlp",
             norm_eps=self.norm_eps,
             slope=_SLOPES[self.activation],
         )
@@ -197,12 +205,15 @@ class LearnedMask(Masker):
 
         masks = [scatter(value.mask) for value in values]
         sizes = [None if value.size is None else scatter(value.size) for value in values]
+        shown = None
+        if self.shows_values:
+            shown = {name: scatter(value.value) for name, value in zip(self.heads, values, strict=True)}
         ones = keep.to(masks[0].dtype)
         if self.mask_on == "reward":
-            return TokenMasks(masks[0], ones, sizes[0])
+            return TokenMasks(masks[0], ones, sizes[0], values=shown)
         if self.mask_on == "kl":
-            return TokenMasks(ones, masks[0], None, sizes[0])
-        return TokenMasks(masks[0], masks[-1], sizes[0], sizes[-1])
+            return TokenMasks(ones, masks[0], None, sizes[0], values=shown)
+        return TokenMasks(masks[0], masks[-1], sizes[0], sizes[-1], shown)
 
     def mixed_values(
         self, states: Sequence[Tensor], index: Index, uniform: Callable[[int], Tensor] | None = None
@@ -251,10 +262,10 @@ class LearnedMask(Masker):
         x = head.shifted(mixed)
         drop = self._dropper(number, uniform)
         if self.activation == "none":
-            return GateOutput(x if drop is None else drop(self.layers_read, x), None)
+            return GateOutput(x if drop is None else drop(self.layers_read, x), None, mixed)
         noise = uniform(_GATE_STREAM + number) if uniform is not None and self.gate.stochastic else None
         mask = self.gate(x, responses, noise)
-        return GateOutput(mask if drop is None else drop(self.layers_read, mask), self.gate.size(x))
+        return GateOutput(mask if drop is None else drop(self.layers_read, mask), self.gate.size(x), mixed)
 
     def _uniform(self, keep: Tensor, noise: NoiseKey | None) -> Callable[[int], Tensor] | None:
         if not self.training or (self.dropout == 0 and not self.gate.stochastic):

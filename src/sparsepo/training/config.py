@@ -89,9 +89,11 @@ class SparsePOConfig(DPOConfig):
     mask_init_pairs: int | None = _setting(None, "mask_init=mapo: training pairs that the fit reads. Unset: 64.")
     mask_layers: str | None = _setting(None, "learned: read 'all' blocks (default) or the 'last'.", ("all", "last"))
     mask_map: str | None = _setting(
-        None, "learned: 'linear' map a layer (default) or 'two_layer'.", ("linear", "two_layer")
+        None,
+        "learned: 'linear' map a layer (default), 'two_layer' (linear too, as published) or 'mlp' (GELU between).",
+        ("linear", "two_layer", "mlp"),
     )
-    mask_map_width: int | None = _setting(None, "learned, two_layer: hidden width. Unset: 200.")
+    mask_map_width: int | None = _setting(None, "learned, two_layer, mlp: hidden width. Unset: 200; mlp 16.")
     mask_activation: str | None = _setting(
         None,
         "learned: of the layers' numbers: relu (the paper's) or leaky (slope 0.1 below zero, so that tokens whose "
@@ -128,6 +130,11 @@ class SparsePOConfig(DPOConfig):
     )
     mask_l1_reward: float | None = _setting(None, "learned: L1 weight λ_u on the reward mask. Unset: 0.")
     mask_l1_kl: float | None = _setting(None, "learned: L1 weight λ_d on the KL mask. Unset: 0.")
+    mask_log_ratio_weight: float | None = _setting(
+        None,
+        "learned: weight of the fit of the mask to the size of the policy's own log-ratios (KL masks: to the KL), beside "
+        "the preference loss: masks find the tokens that training moves (docs/masks.md). Unset: 0.",
+    )
     mask_target_sparsity: float | None = _setting(
         None,
         "learned: share of response tokens whose mask shall be exactly zero, reached by moving a threshold and held to the "
@@ -222,7 +229,7 @@ class SparsePOConfig(DPOConfig):
         check_choice("mask_gate", self.mask_gate, GATE_NAMES)
         check_choice("mask_lr_scheduler_type", self.mask_lr_scheduler_type, SCHEDULER_NAMES)
         check_choice("mask_layers", self.mask_layers, ("all", "last"))
-        check_choice("mask_map", self.mask_map, ("linear", "two_layer"))
+        check_choice("mask_map", self.mask_map, ("linear", "two_layer", "mlp"))
         check_choice("mask_on_failure", self.mask_on_failure, ("warn", "stop"))
         check_choice("scorer", self.scorer, ("auto", "fused", "dense"), optional=False)
         check_choice("share_prefix", self.share_prefix, ("auto", "on", "off"), optional=False)
@@ -232,7 +239,16 @@ class SparsePOConfig(DPOConfig):
         check_string_list("mask_activation_groups", self.mask_activation_groups, ACTIVATION_GROUPS)
         for name in ("beta", "mask_max_grad_norm", "mask_gate_temperature", "mask_topk_share"):
             check_number(name, getattr(self, name), above=0)
-        at_least_zero = ("alpha", "gamma", "lam", "kl_anchor", "mask_weight_decay", "mask_l1_reward", "mask_l1_kl")
+        at_least_zero = (
+            "alpha",
+            "gamma",
+            "lam",
+            "kl_anchor",
+            "mask_weight_decay",
+            "mask_l1_reward",
+            "mask_l1_kl",
+            "mask_log_ratio_weight",
+        )
         for name in (*at_least_zero, "mask_learning_rate"):
             check_number(name, getattr(self, name), least=0)
         check_number("sft_weight", self.sft_weight, least=0, optional=False)

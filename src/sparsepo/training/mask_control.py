@@ -1,4 +1,4 @@
-"""The mask's course during training: sparsity controller, hold, and warm-up of the L1 weight."""
+"""The mask's course during training: sparsity controller, fit to log-ratios, hold, and warm-up of the L1 weight."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from sparsepo.masks.projection import Index
 from sparsepo.objectives import Objective, SparsePO
 
 from .collator import PAIR_WEIGHT
+from .mask_fit import LogRatioFit
 from .schedules import MaskSchedule
 from .settings import ResolvedSettings
 
@@ -49,7 +50,15 @@ class MaskControl:
             }
             for name in self.controllers:  # of a mask that an earlier run has steered; resuming puts it back
                 self.masker.get_buffer(f"heads.{name}.start_sparsity").fill_(-1.0)
-        if self.controllers:
+        self.mask_fit: LogRatioFit | None = None
+        if self.settings.log_ratio_weight and isinstance(self.masker, LearnedMask):
+            self.masker.shows_values = True
+            self.mask_fit = LogRatioFit(self.settings.log_ratio_weight, self.masker)
+            for name in self.masker.heads:
+                self.masker.get_buffer(f"heads.{name}.signal_size").fill_(0.0)
+        elif isinstance(self.masker, LearnedMask):
+            self.masker.shows_values = False
+        if self.controllers or self.mask_fit is not None:
             self.add_callback(_Moves(self))  # type: ignore[attr-defined]
 
     @property
@@ -177,8 +186,13 @@ class _Moves(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Begin without what an interrupted step left."""
         self.control._seen = []
-        self.control.mask_schedule.check_fits(state.max_steps, has_target=True)
+        if self.control.mask_fit is not None:
+            self.control.mask_fit.forget()
+        self.control.mask_schedule.check_fits(state.max_steps, has_target=bool(self.control.controllers))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Let the controllers act."""
-        self.control._move_offsets()
+        """Let the controllers act, and the fit count."""
+        if self.control.controllers:
+            self.control._move_offsets()
+        if self.control.mask_fit is not None:
+            self.control.mask_fit.follow(self.control.accelerator)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
-from sparsepo.masks import Masker
+from sparsepo.masks import LearnedMask, Masker
 from sparsepo.objectives import LINKS, Objective, get_objective, get_objective_class
 
 from .config import SparsePOConfig
@@ -37,6 +37,7 @@ _LEARNED_ONLY = (
     "mask_dropout",
     "mask_l1_reward",
     "mask_l1_kl",
+    "mask_log_ratio_weight",
     "mask_max_grad_norm",
     *GATE_SETTINGS,
     *TARGET_SETTINGS,
@@ -76,6 +77,7 @@ class ResolvedSettings:
         mask_schedule: when the mask does what.
         target_sparsity: requested share of zeros by the head's name (shared, reward, kl); empty: none is asked for.
         anchor_share: share of the tokens that no mask keeps which enter the KL anchor.
+        log_ratio_weight: of the fit of the mask's heads to the policy's log-ratios; 0: none.
     """
 
     objective: Objective
@@ -85,6 +87,7 @@ class ResolvedSettings:
     mask_schedule: MaskSchedule
     target_sparsity: dict[str, float]
     anchor_share: float = 1.0
+    log_ratio_weight: float = 0.0
 
 
 def resolve_settings(config: SparsePOConfig, mask: Masker | None = None) -> ResolvedSettings:
@@ -120,14 +123,24 @@ def resolve_settings(config: SparsePOConfig, mask: Masker | None = None) -> Reso
         mask_schedule=mask_schedule(config),
         target_sparsity=targets,
         anchor_share=_anchor_share(config, objective),
+        log_ratio_weight=_log_ratio_weight(config, kind, mask),
     )
+
+
+def _log_ratio_weight(config: SparsePOConfig, kind: str | None, mask: Masker | None) -> float:
+    weight = config.mask_log_ratio_weight
+    if weight and mask is not None and not isinstance(mask, LearnedMask):
+        raise ValueError(
+            f"mask_log_ratio_weight={weight!r} needs a LearnedMask, got {type(mask).__name__}; leave it unset."
+        )
+    return (weight or 0.0) if kind == "learned" else 0.0
 
 
 def _anchor_share(config: SparsePOConfig, objective: Objective) -> float:
     share = config.kl_anchor_share
     if share is not None:
         for is_missing, reason in (
-            (objective.kl_anchor == 0, "kl_anchor=0"),
+            (objective.kl_anchor == 0 and not config.mask_log_ratio_weight, "kl_anchor=0"),
             (not objective.reads_masks, f"objective={config.objective!r}, which reads no mask: every token is kept"),
             (not config.skip_masked, "skip_masked=False, which scores every token"),
         ):
@@ -170,6 +183,7 @@ _TRAINING_ONLY = (
     "mask_max_grad_norm",
     "mask_l1_reward",
     "mask_l1_kl",
+    "mask_log_ratio_weight",
     *TARGET_SETTINGS,
     *SCHEDULE_SETTINGS,
 )
@@ -195,8 +209,10 @@ def _refuse_unread(config: SparsePOConfig, kind: str | None, mask: Masker | None
             raise ValueError(f"{name}={value!r} has no effect with objective={config.objective!r}; leave it unset.")
     if config.mask_init_pairs is not None and config.mask_init != "mapo":
         raise ValueError(f"mask_init_pairs={config.mask_init_pairs!r} has no effect without mask_init='mapo'.")
-    if config.mask_map_width is not None and config.mask_map != "two_layer":
-        raise ValueError(f"mask_map_width={config.mask_map_width!r} has no effect without mask_map='two_layer'.")
+    if config.mask_map_width is not None and config.mask_map not in ("two_layer", "mlp"):
+        raise ValueError(
+            f"mask_map_width={config.mask_map_width!r} has no effect without mask_map='two_layer' or 'mlp'."
+        )
     if config.mask_sharing is not None and config.mask_on in ("reward", "kl"):
         raise ValueError(
             f"mask_sharing={config.mask_sharing!r} has no effect with mask_on={config.mask_on!r}: there is one mask only."

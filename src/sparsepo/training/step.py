@@ -20,6 +20,7 @@ from sparsepo.scoring.dense import (
 )
 from sparsepo.scoring.skipping import anchor_sample, tokens_that_count
 
+from .mask_fit import LogRatioFit
 from .penalty import add_size_penalty, without_l1
 from .prefix import SEPARATE, PrefixSharing
 from .trl_bridge import gathered_heads, install_step_forward, lm_head_of, load_balancing_loss
@@ -117,12 +118,13 @@ def _unwrapped(model: nn.Module) -> nn.Module:
 class StepOutput:
     """Result of the policy's forward: the scorer's output and the auxiliary loss of a mixture of experts.
 
-    ``complete`` says whether every response token was scored.
+    ``complete`` says whether every response token was scored; ``fit_error`` how far the heads are from the log-ratios.
     """
 
     scored: ScorerOutput
     aux_loss: Tensor | None
     complete: bool = True
+    fit_error: Tensor | None = None
 
 
 def policy_step(
@@ -138,6 +140,7 @@ def policy_step(
     need_kl: bool,
     complete: bool,
     anchor_share: float = 1.0,
+    fit: LogRatioFit | None = None,
     router: bool,
     autocast: Any,
     prefix: PrefixSharing = SEPARATE,
@@ -156,8 +159,10 @@ def policy_step(
         need_kl: compute the KL even if the objective does not read it.
         complete: score every response token and collect entropy, mean logits and top-1 hits; otherwise tokens that no
             mask keeps are left out where that changes neither loss nor gradient.
-        anchor_share: share of the tokens that no mask keeps which enter a KL anchor, weighed by its inverse; 1: all.
+        anchor_share: share of the tokens that no mask keeps which enter a KL anchor and ``fit``, weighed by its inverse;
+            1: all of them.
             Whether the step is complete does not change the loss: the same tokens weigh in it.
+        fit: fits the mask's heads to the policy's log-ratios.
         router: ask a mixture of experts for its auxiliary loss.
         prefix: runs the backbone, each prompt once where it can.
     """
@@ -167,7 +172,7 @@ def policy_step(
         masks = None if masker is None else compute_masks(masker, batch, view, noise)
         outputs = prefix.run(inner.base_model, batch, router=router, last=False)
         response = batch["completion_mask"][:, 1:].bool()
-        kept, anchor_weight = _tokens_to_score(masker, masks, response, objective, noise, anchor_share)
+        kept, anchor_weight = _tokens_to_score(masker, masks, response, objective, noise, anchor_share, fit)
         kept = None if complete else kept
         with gathered_heads(inner, *view.models):
             policy_head = lm_head_of(inner)
@@ -186,8 +191,11 @@ def policy_step(
                 cached=view.cached,
             )
             scored = _scored(scorer, inputs, objective, need_kl)
+        error = None
+        if fit is not None and masks is not None:
+            error = fit.add(scored, masks, inputs.weights(), anchor_weight)
         aux_loss = load_balancing_loss(inner, outputs.router_logits, batch["attention_mask"]) if router else None
-        result["step"] = StepOutput(scored, aux_loss, complete=kept is None)
+        result["step"] = StepOutput(scored, aux_loss, complete=kept is None, fit_error=error)
         # returned too: wrappers look for gradients in what forward returns
         return {"loss": scored.loss, "aux_loss": aux_loss}
 
@@ -215,12 +223,13 @@ def _tokens_to_score(
     objective: Objective,
     noise: NoiseKey | None,
     anchor_share: float,
+    fit: LogRatioFit | None,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """The tokens that may not be left out (None: all), and their weights in the KL anchor (None: ones)."""
+    """The tokens that may not be left out (None: all), and their weights in the KL anchor and the fit (None: ones)."""
     if masker is None:
         return None, None
     kept = tokens_that_count(masks, response, objective.declared_tokens, masker.flat_at_zero)
-    if kept is None or objective.kl_anchor == 0:
+    if kept is None or (objective.kl_anchor == 0 and fit is None):
         return kept, None
     if anchor_share == 1 or noise is None:
         return None, None

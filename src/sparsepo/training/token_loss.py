@@ -15,6 +15,7 @@ from sparsepo.scoring import Scorer
 from sparsepo.scoring.dense import noise_key
 
 from .collator import PAIR_WEIGHT, ROW_ID
+from .mask_fit import LogRatioFit
 from .metrics import MetricSums, collect_metrics
 from .prefix import PrefixSharing
 from .settings import ResolvedSettings
@@ -43,6 +44,7 @@ class TokenLoss:
     aux_loss_enabled: bool
     router_aux_loss_coef: float
     is_in_train: bool
+    mask_fit: LogRatioFit | None = None
     _sums: dict[str, MetricSums]
     _new_tokens: Tensor | int
 
@@ -73,6 +75,7 @@ class TokenLoss:
         complete: bool = True,
         anchor_share: float = 1.0,
         objective: Objective | None = None,
+        fit: LogRatioFit | None = None,
     ) -> StepOutput:
         view = ReferenceView()
         if self.needs_reference:
@@ -89,6 +92,7 @@ class TokenLoss:
             need_kl=need_kl and view.has_kl,
             complete=complete,
             anchor_share=anchor_share,
+            fit=fit,
             router=self.aux_loss_enabled,
             autocast=autocast_of(self.accelerator),
             prefix=self.prefix,
@@ -112,14 +116,17 @@ class TokenLoss:
             # a sample of the anchor's tokens is the same whether the step is logged or not: logging changes no training
             anchor_share = self.settings.anchor_share if may_skip else 1.0
             with self._observing(weight):
+                objective = self._step_objective()
                 step = self._step(
-                    model, inputs, need_kl, weight * share, complete, anchor_share, self._step_objective()
+                    model, inputs, need_kl, weight * share, complete, anchor_share, objective, self.mask_fit
                 )
         else:
             step = self._step(model, inputs, need_kl, weight * share, complete)
         loss = step.scored.loss
         if step.aux_loss is not None:
             loss = loss + self.router_aux_loss_coef * step.aux_loss * weight.sum() * share
+        if step.fit_error is not None:
+            step.fit_error = step.fit_error / share  # weighted by pairs as the loss is: back to a sum over these pairs
         self._collect(mode, inputs, step, weight)
         if not return_outputs:
             return loss
@@ -168,6 +175,8 @@ class TokenLoss:
         collect_metrics(sums, step.scored, weight, self.objective.beta, reads_masks, step.complete)
         if step.aux_loss is not None:
             sums.add("aux_loss", step.aux_loss * weight.sum(), weight.sum())
+        if step.fit_error is not None:
+            sums.add("mask/fit_error", step.fit_error, weight.sum())
         if mode == "train":
             self._new_tokens = self._new_tokens + (inputs["attention_mask"].sum(-1) * weight.repeat(2)).sum().long()
         else:

@@ -117,7 +117,7 @@ def _padding(plan: CachePlan) -> tuple[int, ...]:
 
 def _finished(masker: Masker, arrays: list[Tensor], response: Tensor) -> TokenMasks:
     if len(arrays) == 2:
-        return TokenMasks(*arrays)
+        return TokenMasks(arrays[0], arrays[1])
     ones = response.to(arrays[0].dtype)
     return TokenMasks(
         ones if masker.mask_on == "kl" else arrays[0],
