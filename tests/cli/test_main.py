@@ -13,7 +13,7 @@ import pytest
 import sparsepo
 from sparsepo.cli import main as entry
 from sparsepo.cli.base import RENAMED, CliError, advise
-from sparsepo.cli.evaluate import OBJECTIVES as EVALUATE_OBJECTIVES
+from sparsepo.cli.saved_runs import OBJECTIVES as EVALUATE_OBJECTIVES
 from sparsepo.objectives import OBJECTIVES
 from tests.cli.conftest import Outcome
 

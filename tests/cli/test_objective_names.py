@@ -1,7 +1,7 @@
 """The lists of names that help texts need without importing torch are those of the objectives."""
 
 from sparsepo.cli.demo import OBJECTIVES as OF_DEMO
-from sparsepo.cli.evaluate import OBJECTIVES as OF_EVALUATE
+from sparsepo.cli.saved_runs import OBJECTIVES as OF_EVALUATE
 from sparsepo.objectives import OBJECTIVES
 
 

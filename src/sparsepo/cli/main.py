@@ -16,6 +16,7 @@ COMMANDS = {
     "train": "train on preference pairs: SparsePO, MaPO, TDPO, DPO, SimPO, DPOP",
     "sft": "supervised fine-tuning, or a small model and its tokenizer from your own texts",
     "evaluate": "all training metrics of a saved model on held-out pairs",
+    "inspect": "what the masks chose, token by token: terminal, web page, table",
     "merge": "merge a LoRA adapter into its base model, the mask kept",
     "data": "check preference data; make pairs from scored completions",
 }

@@ -7,17 +7,18 @@ None, not zeros: DPO has no masks, SimPO no reference.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
+Marks = NDArray[np.bool_]
 
 SIDES = ("chosen", "rejected")
-# What a token has, in the order in which it is shown. The last three follow from the others.
+STORED = ("reward_mask", "kl_mask", "log_ratio", "kl", "contribution")
+# What a token has, in the order in which it is shown; those that are not stored follow from the others.
 QUANTITIES = {
     "reward_mask": "reward mask m_u",
     "kl_mask": "KL mask m_d",
@@ -25,7 +26,8 @@ QUANTITIES = {
     "kl": "KL(π_ref ‖ π) (nats)",
     "reward_part": "reward mask × log-ratio (nats)",
     "kl_part": "KL mask × KL (nats)",
-    "running": "β × sum of both so far",
+    "contribution": "contribution to the response's reward",
+    "running": "reward up to here",
 }
 
 
@@ -35,48 +37,75 @@ class SideRecord:
 
     Args:
         token_ids: (n,).
-        pieces: the text of each token, n strings. Joined they are the response's text as the model saw it (with special
-            tokens); bytes that form no character alone are given to the token that completes it.
+        pieces: the text of each token, n strings; of a special token its name. Bytes that form no character alone belong
+            to the token that completes it.
+        special: whether each token is a special one, whose piece is no part of the text, bool (n,).
+        reward: implicit reward of the response as the loss uses it.
         reward_mask, kl_mask: m_u and m_d, (n,); None where the objective reads no mask.
         log_ratio: log π − log π_ref, nats, (n,); None without a reference.
         kl: KL(π_ref ‖ π) over the vocabulary, ≥ 0, nats, (n,); None where it was not computed.
-        reward: implicit reward of the response as the loss uses it.
+        contribution: what each token adds to ``reward``, (n,); their sum is the reward. None where the objective does not
+            say (:meth:`sparsepo.objectives.Objective.token_rewards`).
     """
 
     token_ids: Integers
     pieces: tuple[str, ...]
-    reward_mask: Floats | None
-    kl_mask: Floats | None
-    log_ratio: Floats | None
-    kl: Floats | None
+    special: Marks
     reward: float
+    reward_mask: Floats | None = None
+    kl_mask: Floats | None = None
+    log_ratio: Floats | None = None
+    kl: Floats | None = None
+    contribution: Floats | None = None
+
+    def __post_init__(self) -> None:
+        lengths = {"pieces": len(self.pieces), "special": len(self.special)}
+        lengths |= {name: len(own) for name in STORED if (own := getattr(self, name)) is not None}
+        for name, length in lengths.items():
+            if length != len(self.token_ids):
+                raise ValueError(f"{name} has {length} entries, but there are {len(self.token_ids)} tokens.")
 
     def __len__(self) -> int:
         return len(self.token_ids)
 
     @property
     def text(self) -> str:
-        """The response."""
-        return "".join(self.pieces)
+        """The response, without special tokens."""
+        return "".join(piece for piece, special in zip(self.pieces, self.special, strict=True) if not special)
 
     @property
     def reward_part(self) -> Floats | None:
-        """What each token adds to the score S through its log-ratio: m_u r (r itself without masks), (n,)."""
+        """m_u r, nats, (n,): the log-ratio as far as the reward mask lets it count (r itself without masks)."""
         return _product(self.reward_mask, self.log_ratio)
 
     @property
     def kl_part(self) -> Floats | None:
-        """What each token adds to S through its KL, m_d k, (n,); None unless there is a KL mask."""
+        """m_d k, nats, (n,); None unless there is a KL mask."""
         return None if self.kl_mask is None else _product(self.kl_mask, self.kl)
 
+    @property
+    def running(self) -> Floats | None:
+        """The reward up to and with each token, (n,)."""
+        if self.contribution is None:
+            return None
+        return np.cumsum(self.contribution, dtype=np.float64).astype(np.float32)
+
+    def values(self, quantity: str) -> Floats | None:
+        """A quantity of :data:`QUANTITIES`, (n,); None where there is none."""
+        if quantity not in QUANTITIES:
+            raise ValueError(f"quantity={quantity!r} is unknown; choose one of {', '.join(QUANTITIES)}.")
+        found: Floats | None = getattr(self, quantity)
+        return found
+
+    def zeros(self) -> float | None:
+        """Share of tokens whose reward mask is exactly zero; None without masks or tokens."""
+        return float((self.reward_mask == 0).mean()) if self.reward_mask is not None and len(self) else None
+
     def offsets(self) -> Integers:
-        """Where each token stands in :attr:`text`: first character and the one behind the last, (n, 2)."""
-        ends = np.cumsum([len(piece) for piece in self.pieces], dtype=np.int64)
-        return (
-            np.stack([ends - [len(piece) for piece in self.pieces], ends], axis=1)
-            if len(ends)
-            else np.zeros((0, 2), np.int64)
-        )
+        """Where each token stands in :attr:`text`: its first character and the one behind its last, (n, 2)."""
+        lengths = np.array([len(piece) for piece in self.pieces], dtype=np.int64) * ~self.special
+        ends = np.cumsum(lengths)
+        return np.stack([ends - lengths, ends], axis=1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,25 +130,25 @@ class PairRecord:
     rejected: SideRecord
     loss: float
     beta: float
-    extra: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def margin(self) -> float:
         """Chosen minus rejected implicit reward."""
         return self.chosen.reward - self.rejected.reward
 
-    def sides(self) -> dict[str, SideRecord]:
+    def sides(self) -> Mapping[str, SideRecord]:
         """By name, chosen first."""
         return {"chosen": self.chosen, "rejected": self.rejected}
 
-    def values(self, side: str, quantity: str) -> Floats | None:
-        """A quantity of :data:`QUANTITIES` of one side's tokens, (n,); None where the record does not have it."""
-        own = self.sides()[side]
-        if quantity != "running":
-            found: Floats | None = getattr(own, quantity)
-            return found
-        parts = [part for part in (own.reward_part, own.kl_part) if part is not None]
-        return None if not parts else np.cumsum(self.beta * sum(parts), dtype=np.float64).astype(np.float32)
+    def quantities(self) -> list[str]:
+        """The quantities that both sides have."""
+        return [name for name in QUANTITIES if all(side.values(name) is not None for side in self.sides().values())]
+
+    def zeros(self) -> float | None:
+        """Share of response tokens of both sides whose reward mask is exactly zero."""
+        masks = [side.reward_mask for side in self.sides().values() if side.reward_mask is not None]
+        values = np.concatenate(masks) if masks else np.zeros(0)
+        return float((values == 0).mean()) if len(values) else None
 
 
 def _product(mask: Floats | None, values: Floats | None) -> Floats | None:
