@@ -57,4 +57,5 @@ def test_studies_hold_what_they_are_to_answer() -> None:
 def test_learned_names_what_it_changes() -> None:
     name, own = learned("relu", 0.6, mask_learning_rate=1e-3, kl_anchor=None)
     assert name == "relu 0.6, mask lr 0.001"
-    assert own == {"beta": 0.5, "mask_learning_rate": 1e-3, "mask_gate": "relu", "mask_target_sparsity": 0.6}
+    expected = {"beta": 0.5, "mask_learning_rate": 1e-3, "mask_gate": "relu", "mask_target_sparsity": 0.6}
+    assert own == {**expected, "mask_log_ratio_weight": 0.0, "mask_map": "linear"}

@@ -303,7 +303,7 @@ class TestDropout:
         ({"position": "next"}, "position='next'"),
         ({"init": "zeros"}, "init='zeros'"),
         ({"layers": 3}, "layers=3"),
-        ({"map": "mlp"}, "map='mlp'"),
+        ({"map": "deep"}, "map='deep'"),
         ({"map_width": -1}, "map_width=-1"),
         ({"dropout": 1.0}, "dropout=1.0"),
         ({"dropout": "0.1"}, "dropout='0.1'"),

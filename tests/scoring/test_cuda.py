@@ -30,10 +30,11 @@ def outcome(scorer, objective, dtype=torch.float32, frozen=False, **more):
         return value.cuda() if isinstance(value, torch.Tensor) else value
 
     fields = {f.name: moved(getattr(inputs, f.name)) for f in dataclasses.fields(inputs)}
-    reference = dataclasses.replace(inputs.reference_head, weight=inputs.reference_head.weight.cuda())
+    reference = inputs.reference_head
+    reference = dataclasses.replace(reference, weight=moved(reference.weight), bias=moved(reference.bias))
     fields |= {
         "policy_hidden": leaves["hidden"],
-        "policy_head": dataclasses.replace(inputs.policy_head, weight=leaves["weight"]),
+        "policy_head": dataclasses.replace(inputs.policy_head, weight=leaves["weight"], bias=leaves.get("bias")),
         "reference_head": reference,
         "masks": TokenMasks(leaves["reward"], leaves["kl"]),
     }

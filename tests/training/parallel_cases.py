@@ -21,7 +21,7 @@ from sparsepo import SparsePOTrainer
 from sparsepo.training.caching import store
 from tests.support import perturbed, tiny_model
 
-from .running import build, logged, mask_state, policy_state, prepared_rows, run_config
+from .running import PLAIN_HEAD, build, logged, mask_state, policy_state, prepared_rows, run_config
 
 GLOBAL_BATCH = 4
 # name → (rows to train on, settings). Plain gradient steps show gradients as they are. 11 rows: 4 + 4 and 3; of 9 rows
@@ -29,7 +29,7 @@ GLOBAL_BATCH = 4
 _SGD = {"optim": "sgd", "learning_rate": 0.3, "mask_learning_rate": 3.0}
 CASES: dict[str, tuple[int, dict[str, Any]]] = {
     "full-learned": (11, {**_SGD, "gradient_accumulation_steps": 2, "mask_dropout": 0.3}),
-    "lora-independent": (9, {**_SGD, "lora": True, "mask_sharing": "independent", "mask_dropout": 0.3}),
+    "lora-independent": (9, {**_SGD, **PLAIN_HEAD, "lora": True, "mask_sharing": "independent", "mask_dropout": 0.3}),
     "full-activation": (9, {"optim": "sgd", "learning_rate": 0.3, "objective": "mapo"}),
     "lora-activation": (
         11,

@@ -19,6 +19,10 @@ from tests.support import preference_rows, tiny_model, tiny_tokenizer
 _TIMES = ("runtime", "per_second", "preparation_time")
 
 
+# The head that the preference loss alone teaches, for tests that move it with huge rates
+PLAIN_HEAD: dict[str, Any] = {"mask_log_ratio_weight": 0.0, "mask_map": "linear"}
+
+
 def run_config(folder: Path | str, **settings: Any) -> SparsePOConfig:
     """A run on the CPU that logs every step and saves nothing."""
     return SparsePOConfig(

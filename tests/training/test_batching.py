@@ -15,6 +15,7 @@ from sparsepo import SparsePOTrainer
 from tests.support import perturbed, tiny_model
 
 from .running import (
+    PLAIN_HEAD,
     assert_close,
     build,
     logged,
@@ -74,9 +75,9 @@ CASES: dict[str, dict[str, Any]] = {
     "tdpo2": {"objective": "tdpo2", "sft_weight": 0.1},
     "simpo": {"objective": "simpo"},
     "normalised-target": {"mask_gate": "normalised", "mask_target_sparsity": 0.5, "mask_sparsity_warmup": 2},
-    "stochastic": {"mask_gate": "hard_concrete", "mask_l1_reward": 0.05, "mask_sharing": "independent"},
+    "stochastic": {**PLAIN_HEAD, "mask_gate": "hard_concrete", "mask_l1_reward": 0.05, "mask_sharing": "independent"},
     "entmax": {"mask_gate": "entmax", "mask_learning_rate": 3.0},
-    "lora-dropout": {"lora": True, "mask_dropout": 0.3, "mask_learning_rate": 3.0},
+    "lora-dropout": {**PLAIN_HEAD, "lora": True, "mask_dropout": 0.3, "mask_learning_rate": 3.0},
 }
 
 

@@ -20,7 +20,7 @@ from sparsepo.masks import Masker
 from sparsepo.masks.saving import read_mask_info
 from tests.support import preference_rows, tiny_model
 
-from .running import assert_same, build, logged, mask_state, moved, policy_state, prepared_rows, run_config
+from .running import PLAIN_HEAD, assert_same, build, logged, mask_state, moved, policy_state, prepared_rows, run_config
 
 TUNING = {"full": {"lora": False, "learning_rate": 2e-3}, "lora": {"lora": True, "learning_rate": 2e-2}}
 
@@ -252,7 +252,8 @@ def test_the_best_policy_gets_its_own_mask_back(tmp_path: Path, rows: Dataset, h
         eval_steps=2,
         load_best_model_at_end=True,
         metric_for_best_model="eval_mask/reward/max",
-        # the head's masks spread as it learns, so that the first checkpoint is the "best"
+        # the plain head's masks spread as it learns, so that the first checkpoint is the "best"
+        **PLAIN_HEAD,
         greater_is_better=False,
     )
     trainer.train()

@@ -21,7 +21,7 @@ from sparsepo.training.monitor import HEALTH_FILE, MaskMonitor
 from sparsepo.training.settings import resolve_settings
 
 from .parallel_cases import run_case
-from .running import build, logged, prepared_rows, run_config, steps_of
+from .running import PLAIN_HEAD, build, logged, prepared_rows, run_config, steps_of
 from .test_distributed import launch, read
 
 
@@ -132,7 +132,7 @@ def test_sparsity_that_was_asked_for_and_does_not_come(tmp_path, rows):
 
 
 def test_a_growing_mask_is_a_growing_beta(tmp_path, rows):
-    trainer = run(tmp_path, rows, mask_learning_rate=0.1, beta=0.2)
+    trainer = run(tmp_path, rows, mask_learning_rate=0.1, beta=0.2, **PLAIN_HEAD)
     message = found(trainer)["drift"]
     last = list(steps_of(trainer.state.log_history))[-1]["mask/effective_beta"]
     assert last > 0.6

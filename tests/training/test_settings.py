@@ -16,17 +16,25 @@ def test_defaults_are_the_librarys():
     settings = resolve_settings(config(learning_rate=2e-6))
     assert settings.objective.name == "sparsepo"
     assert settings.objective.beta == 0.1
-    assert settings.objective.kl_anchor == 0
+    assert settings.objective.kl_anchor == 0.1
+    assert settings.log_ratio_weight == 1.0
     assert settings.mask_kind == "learned"
-    assert settings.mask_arguments == {"init": "ones"}
-    assert settings.mask_training.learning_rate == pytest.approx(2e-5)
+    assert settings.mask_arguments == {"init": "ones", "map": "mlp"}
+    assert settings.mask_training.learning_rate == pytest.approx(5e-5)
     assert settings.mask_training.weight_decay == 0.01
     assert settings.mask_training.max_grad_norm == 1.0
 
 
+def test_without_the_fit_the_head_is_as_before():
+    settings = resolve_settings(config(learning_rate=2e-6, mask_log_ratio_weight=0.0))
+    assert settings.mask_training.learning_rate == pytest.approx(2e-5)
+    assert settings.objective.kl_anchor == 0
+
+
 def test_published_preset_and_explicit_values_win():
     settings = resolve_settings(config(preset="published", learning_rate=1e-6, beta=0.8))
-    assert settings.mask_arguments["init"] == "published"
+    assert settings.mask_arguments == {"init": "published", "map": "linear"}
+    assert settings.log_ratio_weight == settings.objective.kl_anchor == 0
     assert settings.mask_training.learning_rate == 1e-6
     assert settings.objective.beta == 0.8
     explicit = resolve_settings(config(preset="published", mask_init="ones", mask_learning_rate=3e-4))
@@ -79,7 +87,7 @@ def test_targets_go_to_the_heads_that_there_are(settings, targets):
 
 def test_gate_settings_reach_the_mask():
     arguments = resolve_settings(config(mask_gate="entmax", mask_gate_temperature=0.3)).mask_arguments
-    assert arguments == {"init": "ones", "gate": "entmax", "gate_temperature": 0.3}
+    assert arguments == {"init": "ones", "map": "mlp", "gate": "entmax", "gate_temperature": 0.3}
     assert resolve_settings(config(mask_gate="topk", mask_topk_share=0.4)).mask_arguments["topk_share"] == 0.4
 
 
@@ -145,7 +153,8 @@ def test_bad_values_are_named_when_the_config_is_made(settings, message):
         ({"alpha": 0.5}, "alpha=0.5 has no effect with objective='sparsepo'"),
         ({"objective": "tdpo2", "gamma": 0.5}, "gamma=0.5 has no effect with objective='tdpo2'"),
         ({"mask_init_pairs": 8}, "has no effect without mask_init='mapo'"),
-        ({"mask_map_width": 8}, "has no effect without mask_map='two_layer'"),
+        ({"mask_map": "linear", "mask_map_width": 8}, "has no effect without mask_map='two_layer'"),
+        ({"mask_layers": "last", "mask_map_width": 8}, "has no effect without mask_map='two_layer'"),
         ({"mask_on": "reward", "mask_sharing": "common"}, "there is one mask only"),
         ({"mask_on": "reward", "mask_l1_kl": 0.1}, "that mask is constant"),
         ({"loss_type": ["apo_zero"]}, "token-level objectives take one preference link"),

@@ -13,7 +13,9 @@ Setting = tuple[str, Settings]
 
 # Of the playground: where a study does not vary them
 BETA, ANCHOR, MASK_RATE = 0.5, 0.1, 2e-3
-LEARNED: Settings = {"beta": BETA, "kl_anchor": ANCHOR, "mask_learning_rate": MASK_RATE}
+# a head that the preference loss alone teaches: what these studies vary
+PLAIN: Settings = {"mask_log_ratio_weight": 0.0, "mask_map": "linear"}
+LEARNED: Settings = {"beta": BETA, "kl_anchor": ANCHOR, "mask_learning_rate": MASK_RATE, **PLAIN}
 TARGET_GATES = ("relu", "normalised", "clamped", "binary", "hard_concrete", "gumbel_sigmoid")  # take a target sparsity
 TARGETS = (0.3, 0.6, 0.8)
 ANCHORS = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0)
@@ -137,13 +139,17 @@ def learning(seeds: Sequence[int]) -> list[Task]:
 def published(seeds: Sequence[int]) -> list[Task]:
     """(b) The published setting, and what each step from it to ours changes."""
     rate = 2e-4  # the policy's: the published head shares it
+    off: Settings = {**PLAIN, "kl_anchor": 0.0}
     settings: list[Setting] = [
         ("published", {"preset": "published", "beta": BETA}),
         ("published, L1 0.001", {"preset": "published", "beta": BETA, "mask_l1_reward": 1e-3, "mask_l1_kl": 1e-3}),
-        ("published start, mask lr × 10", {"mask_init": "published", "beta": BETA, "mask_learning_rate": 10 * rate}),
-        ("from ones, mask lr × 1", {"mask_init": "ones", "beta": BETA, "mask_learning_rate": rate}),
-        ("from ones, mask lr × 10", {"mask_init": "ones", "beta": BETA, "mask_learning_rate": 10 * rate}),
-        ("… and anchor 0.1", {"beta": BETA, "mask_learning_rate": 10 * rate, "kl_anchor": ANCHOR}),
+        (
+            "published start, mask lr × 10",
+            {"mask_init": "published", "beta": BETA, "mask_learning_rate": 10 * rate} | off,
+        ),
+        ("from ones, mask lr × 1", {"mask_init": "ones", "beta": BETA, "mask_learning_rate": rate} | off),
+        ("from ones, mask lr × 10", {"mask_init": "ones", "beta": BETA, "mask_learning_rate": 10 * rate} | off),
+        ("… and anchor 0.1", {"beta": BETA, "mask_learning_rate": 10 * rate, "kl_anchor": ANCHOR} | PLAIN),
         ("… and target 0.6", learned("relu", 0.6)[1]),
         ("library's defaults", {"beta": BETA}),
     ]

@@ -51,8 +51,9 @@ class SparsePOConfig(DPOConfig):
     sft_weight: float = _setting(0.0, "Weight of −log π(chosen) per token, added to any objective.")
     kl_anchor: float | None = _setting(
         None,
-        "λ of the KL anchor: λ Σ_t KL(ref‖policy) over ALL response tokens, added to any objective. Unset: 0.1 where an "
-        "L1 penalty or a target asks for sparsity (a token with both masks at zero is held by nothing else), otherwise 0.",
+        "λ of the KL anchor: λ Σ_t KL(ref‖policy) over ALL response tokens, added to any objective. Unset: 0.1 where "
+        "mask_log_ratio_weight, an L1 penalty or a target makes masks sparse (a token with both masks at zero is held by "
+        "nothing else), otherwise 0.",
     )
 
     kl_anchor_share: float | None = _setting(
@@ -90,7 +91,8 @@ class SparsePOConfig(DPOConfig):
     mask_layers: str | None = _setting(None, "learned: read 'all' blocks (default) or the 'last'.", ("all", "last"))
     mask_map: str | None = _setting(
         None,
-        "learned: 'linear' map a layer (default), 'two_layer' (linear too, as published) or 'mlp' (GELU between).",
+        "learned: from a layer's state to its number: 'mlp' (a hidden layer with GELU), 'linear' or 'two_layer' (linear "
+        "too, as published). Unset: mlp (published, or mask_layers=last: linear).",
         ("linear", "two_layer", "mlp"),
     )
     mask_map_width: int | None = _setting(None, "learned, two_layer, mlp: hidden width. Unset: 200; mlp 16.")
@@ -122,7 +124,9 @@ class SparsePOConfig(DPOConfig):
     )
     mask_random_sparsity: float | None = _setting(None, "random: share of exact zeros. Unset: 0.")
     mask_learning_rate: float | None = _setting(
-        None, "learned: learning rate of the mask head; 0 holds it. Unset: 10 × learning_rate (published: 1 ×)."
+        None,
+        "learned: learning rate of the mask head; 0 holds it. Unset: 25 × learning_rate (without mask_log_ratio_weight "
+        "10 ×; published: 1 ×).",
     )
     mask_weight_decay: float | None = _setting(None, "learned: weight decay of the mask head. Unset: 0.01.")
     mask_dropout: float | None = _setting(
@@ -133,7 +137,8 @@ class SparsePOConfig(DPOConfig):
     mask_log_ratio_weight: float | None = _setting(
         None,
         "learned: weight of the fit of the mask to the size of the policy's own log-ratios (KL masks: to the KL), beside "
-        "the preference loss: masks find the tokens that training moves (docs/masks.md). Unset: 0.",
+        "the preference loss: masks find the tokens that training moves (docs/masks.md). 0 leaves it out. Unset: 1 "
+        "(published, or a mask handed to the trainer: 0).",
     )
     mask_target_sparsity: float | None = _setting(
         None,

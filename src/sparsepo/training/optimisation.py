@@ -29,7 +29,7 @@ class MaskOptimisation:
 
     def _mask_rates(self) -> tuple[float, float, float]:
         """Learning rate, weight decay and clip norm of the head (a mask that was handed in has no settings of its own)."""
-        from .settings import MASK_LEARNING_RATE_FACTOR
+        from .settings import MASK_LEARNING_RATE_FACTORS
 
         training = self.settings.mask_training
         if training is not None:
@@ -37,7 +37,9 @@ class MaskOptimisation:
         config = self.args
         rate = config.mask_learning_rate
         return (
-            MASK_LEARNING_RATE_FACTOR * config.learning_rate if rate is None else rate,
+            MASK_LEARNING_RATE_FACTORS[self.settings.log_ratio_weight > 0] * config.learning_rate
+            if rate is None
+            else rate,
             0.01 if config.mask_weight_decay is None else config.mask_weight_decay,
             config.max_grad_norm if config.mask_max_grad_norm is None else config.mask_max_grad_norm,
         )

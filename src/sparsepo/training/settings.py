@@ -22,7 +22,9 @@ from .schedules import MaskSchedule
 
 ANCHOR_WITH_SPARSITY = 0.1
 ANCHOR_SHARE = 0.25
-MASK_LEARNING_RATE_FACTOR = 10.0
+# of the policy's learning rate: with the fit to log-ratios, which gives every token a target of its own, and without
+MASK_LEARNING_RATE_FACTORS = {True: 25.0, False: 10.0}
+LOG_RATIO_WEIGHT = 1.0
 
 # Which mask settings each kind of mask reads, by their names in the config
 _LEARNED_ONLY = (
@@ -114,16 +116,18 @@ def resolve_settings(config: SparsePOConfig, mask: Masker | None = None) -> Reso
     if kind == "learned" or mask is not None:
         targets = target_sparsity(config, mask)
         refuse_constant_l1(l1, gate_of(config, mask))
-    objective = _objective(config, l1, sparse=bool(targets) or any(l1.values()))
+    fit = _log_ratio_weight(config, kind, mask)
+    # the fit makes masks sparse too: a token with both masks at zero is held by nothing but the anchor
+    objective = _objective(config, l1, sparse=bool(targets) or any(l1.values()) or fit > 0)
     return ResolvedSettings(
         objective=objective,
         mask_kind=kind,
         mask_arguments={} if mask is not None else _mask_arguments(config, kind, asks_target=bool(targets)),
-        mask_training=_mask_training(config) if kind == "learned" and mask is None else None,
+        mask_training=_mask_training(config, fit > 0) if kind == "learned" and mask is None else None,
         mask_schedule=mask_schedule(config),
         target_sparsity=targets,
-        anchor_share=_anchor_share(config, objective),
-        log_ratio_weight=_log_ratio_weight(config, kind, mask),
+        anchor_share=_anchor_share(config, objective, fit > 0),
+        log_ratio_weight=fit,
     )
 
 
@@ -133,14 +137,18 @@ def _log_ratio_weight(config: SparsePOConfig, kind: str | None, mask: Masker | N
         raise ValueError(
             f"mask_log_ratio_weight={weight!r} needs a LearnedMask, got {type(mask).__name__}; leave it unset."
         )
-    return (weight or 0.0) if kind == "learned" else 0.0
+    if kind != "learned":
+        return 0.0
+    if weight is None:  # a mask that was handed over, and the published setting, are trained as they say
+        return LOG_RATIO_WEIGHT if mask is None and config.preset is None else 0.0
+    return weight
 
 
-def _anchor_share(config: SparsePOConfig, objective: Objective) -> float:
+def _anchor_share(config: SparsePOConfig, objective: Objective, fits: bool) -> float:
     share = config.kl_anchor_share
     if share is not None:
         for is_missing, reason in (
-            (objective.kl_anchor == 0 and not config.mask_log_ratio_weight, "kl_anchor=0"),
+            (objective.kl_anchor == 0 and not fits, "kl_anchor=0"),
             (not objective.reads_masks, f"objective={config.objective!r}, which reads no mask: every token is kept"),
             (not config.skip_masked, "skip_masked=False, which scores every token"),
         ):
@@ -209,7 +217,7 @@ def _refuse_unread(config: SparsePOConfig, kind: str | None, mask: Masker | None
             raise ValueError(f"{name}={value!r} has no effect with objective={config.objective!r}; leave it unset.")
     if config.mask_init_pairs is not None and config.mask_init != "mapo":
         raise ValueError(f"mask_init_pairs={config.mask_init_pairs!r} has no effect without mask_init='mapo'.")
-    if config.mask_map_width is not None and config.mask_map not in ("two_layer", "mlp"):
+    if config.mask_map_width is not None and _map(config) not in ("two_layer", "mlp"):
         raise ValueError(
             f"mask_map_width={config.mask_map_width!r} has no effect without mask_map='two_layer' or 'mlp'."
         )
@@ -287,6 +295,7 @@ def _mask_arguments(config: SparsePOConfig, kind: str | None, asks_target: bool)
     arguments = {name: value for name, value in names.items() if value is not None}
     if kind == "learned":
         arguments["init"] = _mask_init(config)
+        arguments["map"] = _map(config)
     return arguments
 
 
@@ -297,12 +306,18 @@ def _mask_activation(config: SparsePOConfig, asks_target: bool) -> str | None:
     return config.mask_activation
 
 
+def _map(config: SparsePOConfig) -> str:
+    if config.mask_map is None and config.mask_layers != "last" and config.preset is None:
+        return "mlp"
+    return config.mask_map or "linear"
+
+
 def _mask_init(config: SparsePOConfig) -> str:
     return config.mask_init or ("published" if config.preset == "published" else "ones")
 
 
-def _mask_training(config: SparsePOConfig) -> MaskTraining:
-    factor = 1.0 if config.preset == "published" else MASK_LEARNING_RATE_FACTOR
+def _mask_training(config: SparsePOConfig, fits: bool) -> MaskTraining:
+    factor = 1.0 if config.preset == "published" else MASK_LEARNING_RATE_FACTORS[fits]
     rate = config.mask_learning_rate
     decay = config.mask_weight_decay
     norm = config.mask_max_grad_norm
