@@ -7,8 +7,7 @@ mean over tokens:
 
     weight · Σ_pairs mean_t (x_t − min(|r_t| / E|r|, 4))²        r_t = log π(y_t) − log π_ref(y_t), without gradient
 
-A KL head is fitted to the token's KL in the place of |r|. The step that a policy makes needs no such term: it is the
-library's own, not the paper's.
+A KL head is fitted to the token's KL in the place of |r|. The term is the library's own, not the paper's.
 """
 
 from __future__ import annotations
@@ -81,7 +80,7 @@ class LogRatioFit:
         return total.detach()
 
     def _count(self, name: str, size: Tensor, weight: Tensor) -> None:
-        new = torch.stack([(weight * size).sum(), weight.sum()]).detach().double()
+        new = torch.stack([(weight * size).sum(), weight.sum()]).detach().float()
         self._sums[name] = self._sums[name] + new if name in self._sums else new
 
     def forget(self) -> None:
@@ -92,7 +91,7 @@ class LogRatioFit:
     def follow(self, accelerator: Any) -> None:
         """After an optimiser step: move the running means. A collective call."""
         for name, head in zip(self.masker.heads, self.masker.mask_heads(), strict=True):
-            own = self._sums.get(name, torch.zeros(2, dtype=torch.float64)).float().to(accelerator.device)
+            own = self._sums.get(name, torch.zeros(2)).to(accelerator.device)
             total, count = accelerator.reduce(own, reduction="sum").tolist()
             mean, old = total / count if count else 0.0, float(head.signal_size)
             head.signal_size.fill_(MEMORY * old + (1 - MEMORY) * mean if old > 0 else mean)
