@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from sparsepo.experiments import matched
-from sparsepo.experiments.grids import GRIDS, TARGETS, learned
+from sparsepo.experiments.grids import GRIDS, TARGETS, learned, plain
 from sparsepo.experiments.tables import COLUMNS
 from sparsepo.experiments.tasks import Task
 from sparsepo.training import SparsePOConfig
@@ -50,12 +50,15 @@ def test_studies_hold_what_they_are_to_answer() -> None:
         (task.settings.get("objective", "sparsepo"), task.settings["kl_anchor"]) for task in GRIDS["anchor"]([0])
     }
     assert len({objective for objective, _ in anchors}) == 7
-    assert len({weight for _, weight in anchors}) == 6
+    assert len({weight for _, weight in anchors}) == 5
     assert any(task.materials.unseen_words for task in GRIDS["defaults"]([0]))
 
 
 def test_learned_names_what_it_changes() -> None:
     name, own = learned("relu", 0.6, mask_learning_rate=1e-3, kl_anchor=None)
     assert name == "relu 0.6, mask lr 0.001"
-    expected = {"beta": 0.5, "mask_learning_rate": 1e-3, "mask_gate": "relu", "mask_target_sparsity": 0.6}
+    expected = {"beta": 0.5, "mask_gate": "relu", "mask_target_sparsity": 0.6, "mask_learning_rate": 1e-3}
+    assert own == expected
+    name, own = plain("relu", 0.6, mask_learning_rate=1e-3, kl_anchor=None)
+    assert name == "no fit, relu 0.6, mask lr 0.001"
     assert own == {**expected, "mask_log_ratio_weight": 0.0, "mask_map": "linear"}

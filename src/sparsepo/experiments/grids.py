@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import product
 from typing import Any
 
 from .tasks import MaterialSettings, Task
@@ -13,12 +12,12 @@ Setting = tuple[str, Settings]
 
 # Of the playground: where a study does not vary them
 BETA, ANCHOR, MASK_RATE = 0.5, 0.1, 2e-3
-# a head that the preference loss alone teaches: what these studies vary
+# a head that the preference loss alone teaches
 PLAIN: Settings = {"mask_log_ratio_weight": 0.0, "mask_map": "linear"}
-LEARNED: Settings = {"beta": BETA, "kl_anchor": ANCHOR, "mask_learning_rate": MASK_RATE, **PLAIN}
+PLAIN_HEAD: Settings = {"beta": BETA, "kl_anchor": ANCHOR, "mask_learning_rate": MASK_RATE, **PLAIN}
 TARGET_GATES = ("relu", "normalised", "clamped", "binary", "hard_concrete", "gumbel_sigmoid")  # take a target sparsity
 TARGETS = (0.3, 0.6, 0.8)
-ANCHORS = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0)
+ANCHORS = (0.0, 0.03, 0.1, 0.3, 1.0)
 BASELINES = ("dpo", "tdpo1", "tdpo2", "dpop", "simpo", "mapo")
 FRONTIER = (0.08, 0.16, 0.24, 0.36, 0.48, 0.64, 0.8, 1.0)  # shares of training at which policies are judged
 
@@ -32,8 +31,18 @@ def tasks_of(settings: Sequence[Setting], seeds: Sequence[int], **task: Any) -> 
 
 
 def learned(gate: str = "relu", target: float | None = None, **changes: Any) -> Setting:
-    """A learned mask's name and settings; ``changes`` replace or add settings, None removes one."""
-    own: Settings = {**LEARNED, "mask_gate": gate}
+    """A learned mask's name and settings: the library's defaults, gate, target and ``changes`` beside them."""
+    return _named({"beta": BETA}, gate, target, changes)
+
+
+def plain(gate: str = "relu", target: float | None = None, **changes: Any) -> Setting:
+    """As :func:`learned`, of a head that the preference loss alone teaches; None removes a setting."""
+    name, own = _named(PLAIN_HEAD, gate, target, changes)
+    return f"no fit, {name}", own
+
+
+def _named(base: Settings, gate: str, target: float | None, changes: Settings) -> Setting:
+    own: Settings = {**base, "mask_gate": gate}
     if target is not None:
         own["mask_target_sparsity"] = target
     own |= changes
@@ -54,68 +63,67 @@ def _text(value: Any) -> str:
 
 def gates(seeds: Sequence[int]) -> list[Task]:
     """(a) Gate × start × mask learning rate × sparsity (target or L1) × position: which finds the tokens?"""
-    settings: list[Setting] = [("DPO", {"objective": "dpo", "beta": BETA, "kl_anchor": ANCHOR})]
-    steered = ("relu", "normalised", "binary", "hard_concrete")
-    settings += [learned(gate, target) for target in (0.6, 0.8) for gate in steered]
+    rate = 2e-4  # the policy's; the heads' rates below are 10, 50 and 100 times as much, the default's 25 times
+    settings: list[Setting] = [
+        ("DPO", {"objective": "dpo", "beta": BETA, "kl_anchor": ANCHOR}),
+        learned("relu"),
+        plain("relu"),
+        learned("relu", 0.6),
+        plain("relu", 0.6),
+        learned("normalised", 0.6),
+        plain("normalised", 0.6),
+        learned("relu", mask_position="token"),
+    ]
+    settings += [learned(gate) for gate in ("normalised", "clamped", "sigmoid", "sparsemax", "entmax")]
     settings += [learned("topk", mask_topk_share=share) for share in (0.2, 0.4)]
-    settings += [learned(gate) for gate in ("relu", "sigmoid", "normalised")]
-    settings += [learned(gate, 0.6, mask_activation="leaky") for gate in ("relu", "normalised")]
+    settings += [learned(gate, 0.6) for gate in ("clamped", "binary", "hard_concrete", "gumbel_sigmoid")]
+    settings += [learned("relu", mask_learning_rate=rate * factor) for factor in (10, 50, 100)]
+    settings += [learned("relu", mask_l1_reward=weight, mask_l1_kl=weight) for weight in (0.005, 0.02)]
+    settings += [learned("relu", mask_init=start) for start in ("published", "mapo")]
+    settings += [learned("relu", 0.6, mask_init=start) for start in ("published", "mapo")]
+    settings += [learned("relu", mask_map=form) for form in ("linear", "two_layer")]
+    settings += [plain(gate, 0.6) for gate in ("binary", "hard_concrete", "gumbel_sigmoid", "clamped")]
+    settings += [plain("sigmoid"), plain("topk", mask_topk_share=0.4)]
     settings += [
-        learned(gate, target, mask_learning_rate=rate)
-        for rate in (1e-3, 5e-3)
-        for gate, target in product(("normalised", "relu"), (0.6, None))
+        plain("relu", mask_l1_reward=weight, mask_l1_kl=weight, mask_learning_rate=own)
+        for weight in (0.005, 0.02)
+        for own in (1e-3, 5e-3)
     ]
-    settings += [
-        learned(gate, target, mask_learning_rate=rate)
-        for rate in (1e-3, 5e-3)
-        for gate, target in (*product(("binary", "hard_concrete"), (0.6, 0.8)), ("sigmoid", None))
-    ]
-    settings += [
-        learned(gate, 0.8, mask_learning_rate=rate) for rate in (1e-3, 5e-3) for gate in ("normalised", "relu")
-    ]
-    settings += [learned("topk", mask_topk_share=0.4, mask_learning_rate=rate) for rate in (1e-3, 5e-3)]
-    settings += [learned(gate, 0.6, mask_position="token") for gate in steered]
-    settings += [learned(gate, mask_position="token") for gate in ("relu", "sigmoid", "topk")]
-    settings += [
-        learned("relu", mask_l1_reward=weight, mask_l1_kl=weight, mask_learning_rate=rate)
-        for weight in (0.005, 0.01, 0.02)
-        for rate in (1e-3, 2e-3, 5e-3)
-    ]
-    settings += [learned(gate, 0.6, mask_init=start) for start in ("published", "mapo") for gate in steered]
-    settings += [learned(gate, 0.6) for gate in ("clamped", "gumbel_sigmoid")]
-    settings += [learned(gate) for gate in ("sparsemax", "entmax", "binary", "hard_concrete")]
+    settings += [plain("relu", 0.6, mask_init=start) for start in ("published", "mapo")]
+    settings += [plain("normalised", 0.6, mask_learning_rate=own) for own in (1e-3, 5e-3)]
+    settings += [plain("relu", 0.6, mask_position="token"), learned("relu", 0.6, mask_position="token")]
     return tasks_of(settings, seeds)
 
 
 def learning(seeds: Sequence[int]) -> list[Task]:
-    """What limits the head? Its rate, schedule and form, the anchor, β, the policy's rate, the budget of steps."""
+    """What limits a head without the fit? Its rate, schedule and form, the anchor, β, the policy's rate, the steps."""
     fast: Settings = {"mask_activation": "leaky", "mask_learning_rate": 1e-2}
-    base = learned("normalised", 0.6, **fast)
+    base = plain("normalised", 0.6, **fast)
     settings: list[Setting] = [
         base,
-        learned("normalised", 0.6, **{**fast, "mask_learning_rate": 2e-2}),
-        learned("normalised", 0.8, **fast),
-        learned("normalised", 0.3, **fast),
-        learned("relu", 0.6, **fast),
-        learned("sigmoid", mask_learning_rate=1e-2),
-        learned("normalised", 0.6, **fast, mask_position="token"),
-        learned("relu", mask_learning_rate=1e-2),
-        learned("relu", 0.6, **fast, beta=BETA / 0.4),  # kept tokens have mask 1 on average: as much β as normalised
-        learned("relu", 0.3, **fast, beta=BETA / 0.7),
-        learned("relu", mask_learning_rate=2e-2),
-        learned("relu", **fast),
-        learned("normalised", 0.6, mask_learning_rate=1e-2),
-        learned("normalised", mask_learning_rate=5e-3),
-        learned("normalised", 0.6, **fast, mask_on="reward"),
-        learned("normalised", 0.6, **fast, mask_sharing="independent"),
-        learned("normalised", 0.6, **fast, mask_hold_steps=0.2),
-        learned("normalised", 0.6, **fast, mask_lr_scheduler_type="constant_with_warmup"),
-        learned("normalised", 0.6, **fast, mask_weight_decay=0.0),
-        learned("normalised", 0.6, **fast, mask_map="two_layer"),
-        learned("normalised", 0.6, **fast, kl_anchor=0.0),
-        learned("normalised", 0.6, **fast, kl_anchor=1.0),
-        learned("normalised", 0.6, **fast, beta=0.1),
-        learned("normalised", 0.6, **fast, beta=1.0),
+        plain("normalised", 0.6, **{**fast, "mask_learning_rate": 2e-2}),
+        plain("normalised", 0.8, **fast),
+        plain("normalised", 0.3, **fast),
+        plain("relu", 0.6, **fast),
+        plain("sigmoid", mask_learning_rate=1e-2),
+        plain("normalised", 0.6, **fast, mask_position="token"),
+        plain("relu", mask_learning_rate=1e-2),
+        plain("relu", 0.6, **fast, beta=BETA / 0.4),  # kept tokens have mask 1 on average: as much β as normalised
+        plain("relu", 0.3, **fast, beta=BETA / 0.7),
+        plain("relu", mask_learning_rate=2e-2),
+        plain("relu", **fast),
+        plain("normalised", 0.6, mask_learning_rate=1e-2),
+        plain("normalised", mask_learning_rate=5e-3),
+        plain("normalised", 0.6, **fast, mask_on="reward"),
+        plain("normalised", 0.6, **fast, mask_sharing="independent"),
+        plain("normalised", 0.6, **fast, mask_hold_steps=0.2),
+        plain("normalised", 0.6, **fast, mask_lr_scheduler_type="constant_with_warmup"),
+        plain("normalised", 0.6, **fast, mask_weight_decay=0.0),
+        plain("normalised", 0.6, **fast, mask_map="two_layer"),
+        plain("normalised", 0.6, **fast, kl_anchor=0.0),
+        plain("normalised", 0.6, **fast, kl_anchor=1.0),
+        plain("normalised", 0.6, **fast, beta=0.1),
+        plain("normalised", 0.6, **fast, beta=1.0),
     ]
     changes: dict[str, dict[str, Any]] = {
         "500 steps": {"steps": 500},
@@ -150,7 +158,7 @@ def published(seeds: Sequence[int]) -> list[Task]:
         ("from ones, mask lr × 1", {"mask_init": "ones", "beta": BETA, "mask_learning_rate": rate} | off),
         ("from ones, mask lr × 10", {"mask_init": "ones", "beta": BETA, "mask_learning_rate": 10 * rate} | off),
         ("… and anchor 0.1", {"beta": BETA, "mask_learning_rate": 10 * rate, "kl_anchor": ANCHOR} | PLAIN),
-        ("… and target 0.6", learned("relu", 0.6)[1]),
+        ("… and target 0.6", plain("relu", 0.6)[1]),
         ("library's defaults", {"beta": BETA}),
     ]
     return tasks_of(settings, seeds)
@@ -166,7 +174,7 @@ def sharing(seeds: Sequence[int]) -> list[Task]:
     }
     settings = [
         (f"{name}, {'no target' if target is None else f'target {target:g}'}", learned("relu", target)[1] | own)
-        for target in (0.6, None, 0.8)
+        for target in (None, 0.6)
         for name, own in kinds.items()
     ]
     return tasks_of(settings, seeds, judged_at=(0.5, 1.0))
@@ -174,18 +182,21 @@ def sharing(seeds: Sequence[int]) -> list[Task]:
 
 def sparsity(seeds: Sequence[int]) -> list[Task]:
     """(d) What does sparsity itself add? Dense masks and other gates at equal budget, and sparsity forced down."""
-    plain: Settings = {"beta": BETA, "kl_anchor": ANCHOR}
+    even: Settings = {"beta": BETA, "kl_anchor": ANCHOR}
     settings: list[Setting] = [
-        ("dense (TDPO1's loss)", plain | {"mask": "dense"}),
-        ("random", plain | {"mask": "random"}),
-        ("random 0.6", plain | {"mask": "random", "mask_random_sparsity": 0.6}),
-        ("activations (MaPO)", plain | {"objective": "mapo"}),
+        ("dense (TDPO1's loss)", even | {"mask": "dense"}),
+        ("random", even | {"mask": "random"}),
+        ("random 0.6", even | {"mask": "random", "mask_random_sparsity": 0.6}),
+        ("activations (MaPO)", even | {"objective": "mapo"}),
         learned("sigmoid"),
         learned("relu"),
-        learned("relu", mask_activation="leaky"),
+        learned("normalised"),
+        plain("sigmoid"),
+        plain("relu"),
     ]
-    settings += [learned(gate, target) for target in (0.2, 0.4, 0.6, 0.8, 0.9, 0.95) for gate in ("relu", "normalised")]
+    settings += [learned("relu", target) for target in (0.2, 0.4, 0.6, 0.8, 0.9, 0.95)]
     settings += [learned("topk", mask_topk_share=share) for share in (0.6, 0.4, 0.2, 0.1, 0.05)]
+    settings += [learned("normalised", target) for target in (0.4, 0.8, 0.95)]
     settings += [learned(gate) for gate in ("sparsemax", "entmax")]
     settings += [learned(gate, 0.6) for gate in ("clamped", "binary", "hard_concrete", "gumbel_sigmoid")]
     return tasks_of(settings, seeds, judged_at=(0.5, 1.0))
@@ -214,7 +225,9 @@ def baseline(objective: str, beta: float | None = BETA) -> Settings:
 
 def targets(seeds: Sequence[int]) -> list[Task]:
     """Is a target sparsity held at the end of training?"""
-    settings = [learned(gate, target) for gate in TARGET_GATES for target in TARGETS]
+    settings = [learned("relu", target) for target in TARGETS]
+    settings += [learned(gate, target) for gate in TARGET_GATES if gate != "relu" for target in TARGETS]
+    settings += [plain("relu", target) for target in TARGETS]
     settings += [
         (f"independent relu {target:g}", learned("relu", target)[1] | {"mask_sharing": "independent"})
         for target in TARGETS

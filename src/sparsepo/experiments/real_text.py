@@ -10,8 +10,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from .grids import ANCHOR, BETA, TARGETS, Setting, learned
+from .grids import ANCHOR, BETA, TARGETS, Setting, learned, plain
 from .real_text_runs import YARDSTICKS, Corpus, RealTextTask
 from .running import run_tasks
 from .store import Store
@@ -19,19 +20,16 @@ from .tables import REAL_TEXT_COLUMNS, real_text_controls, study_table
 
 
 def settings() -> list[Setting]:
-    """What is trained, the most informative first. The mask's learning rate is the library's: 10 × the policy's."""
+    """What is trained, the most informative first."""
+    rate: dict[str, Any] = {"mask_learning_rate": None}  # the library's: a multiple of the policy's
+    positions = ("predicting", "token")
     own: list[Setting] = [("DPO", {"objective": "dpo", "beta": BETA, "kl_anchor": ANCHOR})]
-    for target in (0.6, 0.8, 0.3):
-        for gate in ("normalised", "relu"):
-            for position in ("predicting", "token"):
-                own.append(learned(gate, target, mask_position=position, mask_learning_rate=None))
-    own += [
-        learned(gate, mask_position=position, mask_learning_rate=None)
-        for gate in ("relu", "sigmoid")
-        for position in ("predicting", "token")
-    ]
+    own += [learned("relu", mask_position=position) for position in positions]
+    own += [learned("relu", target) for target in TARGETS]
+    own += [plain("relu", target, mask_position=position, **rate) for target in (None, 0.6) for position in positions]
+    own += [learned("normalised", 0.6, mask_position=position) for position in positions]
+    own += [learned("relu", target, mask_position="token") for target in TARGETS]
     own.append(("published", {"preset": "published", "beta": BETA}))
-    assert set(TARGETS) == {0.3, 0.6, 0.8}
     return own
 
 
