@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -69,3 +70,30 @@ def browser() -> Iterator[Any]:
         running = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
         yield running
         running.close()
+
+
+@contextmanager
+def watched(browser: Any, path: Path, ready: str = "html[data-ready]", width: int = 1200) -> Iterator[Any]:
+    """A page opened from disk without a network; it must leave no message, error or request."""
+    context = browser.new_context(viewport={"width": width, "height": 800}, offline=True)
+    page = context.new_page()
+    problems: list[str] = []
+
+    def asked(request: Any) -> None:
+        if not request.url.startswith(("file://", "data:")):
+            problems.append(request.url)
+
+    page.on("console", lambda message: problems.append(message.text))
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("request", asked)
+    page.goto(path.as_uri())
+    page.wait_for_selector(ready)
+    yield page
+    assert problems == []
+    context.close()
+
+
+def does_not_overflow(page: Any) -> bool:
+    """Whether nothing is wider than the window."""
+    found: bool = page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    return found

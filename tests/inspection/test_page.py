@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from sparsepo.inspection import QUANTITIES, PairRecord, RecordWriter, read_records, write_page
+from tests.inspection.conftest import watched
 
 
 @pytest.fixture(scope="module")
@@ -25,18 +26,8 @@ def written(records: list[PairRecord], tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture
 def opened(browser: Any, written: Path) -> Any:
-    context = browser.new_context(viewport={"width": 1200, "height": 800}, offline=True)
-    page = context.new_page()
-    problems: list[str] = []
-    page.on("console", lambda message: problems.append(message.text))
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    page.on("request", lambda request: problems.append(request.url) if "://" in request.url[:9] and
-            not request.url.startswith("file://") else None)  # fmt: skip
-    page.goto((written / "inspect.html").as_uri())
-    page.wait_for_selector("#responses .token")
-    yield page
-    assert problems == []
-    context.close()
+    with watched(browser, written / "inspect.html", "#responses .token") as page:
+        yield page
 
 
 def test_nothing_in_a_row_ends_a_script_or_an_element(written: Path) -> None:

@@ -64,6 +64,16 @@ class TrainArguments(RunArguments):
     hh_conversational: bool = _flag(
         False, "Dialogue transcripts become chat messages (for models with a chat template)."
     )
+    inspect_pairs: int = _flag(
+        4,
+        "Held-out pairs whose masks are kept while training and shown in OUT/masks.html; the report shows 20. 0: none.",
+    )
+    report: bool = _flag(True, "Write OUT/report.html at the end: settings, curves, example pairs, data check.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.inspect_pairs < 0:
+            raise ValueError(f"inspect_pairs={self.inspect_pairs} must be at least 0.")
 
 
 @dataclass

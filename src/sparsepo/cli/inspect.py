@@ -37,6 +37,14 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     )
     parser.add_argument("--show", type=int, default=3, help="pairs in the terminal (default: %(default)s)")
     parser.add_argument("--limit", type=int, help="read only so many pairs")
+    parser.add_argument("--name", default="", help="what the pairs are called in tables and comparisons: a task, a run")
+    parser.add_argument(
+        "--summary",
+        action="store_true",
+        help="statistics: zeros and mean masks by side, position, token class, frequency and type; with --output also "
+        "summary.html, summary.json and plots/",
+    )
+    parser.add_argument("--language", help="with --summary: responses are code in this language, such as python")
     add_flags(parser)
     parser.set_defaults(func=run)
     return parser
@@ -73,8 +81,11 @@ def run(args: argparse.Namespace) -> int:
     if args.limit is not None:
         dataset = dataset.select(range(min(args.limit, len(dataset))))
     trainer = trainer_of(args, name, saved, config, dataset, tokenizer)
-    shown = _write(args, trainer, len(dataset), console)
+    statistics = _statistics(args, console)
+    shown = _write(args, trainer, len(dataset), statistics, console)
     _print(args, shown, console)
+    if statistics is not None:
+        _summarise(args, statistics, trainer, console)
     return 0
 
 
@@ -87,6 +98,8 @@ def _check(args: argparse.Namespace) -> None:
         raise CliError("--split has no effect with --pair.")
     if args.format is not None and args.output is None:
         raise CliError("--format has no effect without --output FOLDER.")
+    if args.language is not None and not args.summary:
+        raise CliError("--language has no effect without --summary.")
     for flag, least in (("show", 0), ("limit", 1)):
         value = getattr(args, flag)
         if value is not None and value < least:
@@ -105,8 +118,43 @@ def _typed_in(args: argparse.Namespace) -> Any:
     return Dataset.from_list([dict(zip(("prompt", "chosen", "rejected"), args.pair, strict=True))])
 
 
-def _write(args: argparse.Namespace, trainer: Any, count: int, console: Any) -> list[Any]:
-    """One pass over the pairs: tables while they come, then the page. Returns the first pairs."""
+def _statistics(args: argparse.Namespace, console: Any) -> Any:
+    if not args.summary:
+        return None
+    from sparsepo.inspection.statistics import Statistics
+    from sparsepo.inspection.token_classes import find_tagger
+
+    from .tables import say
+
+    tagger, name = find_tagger() if args.language is None else (None, "")
+    if args.language is None and tagger is None:
+        say(console, f"parts of speech are left out: {name}")
+    return Statistics(args.name, args.language, tagger)
+
+
+def _summarise(args: argparse.Namespace, statistics: Any, trainer: Any, console: Any) -> None:
+    from sparsepo.inspection.summary_page import overview_rows, type_table, write_summary
+
+    from .tables import say, text_table
+
+    summaries = {args.name: statistics.summary()}
+    if args.output is not None:
+        folder = Path(args.output).expanduser()
+        subtitle = f"{trainer.objective.display_name} · {args.model}"
+        summaries = write_summary({args.name: statistics}, folder, subtitle=subtitle)
+
+    if not summaries[args.name]["masks"]:
+        say(console, f"no statistics of masks: {trainer.objective.display_name} has none")
+        return
+    console.print(text_table("masks", ["", args.name or "all pairs"], overview_rows(summaries)))
+    mask = next(iter(summaries[args.name]["masks"]))
+    console.print(text_table("token types", *type_table(summaries[args.name], mask)))
+    if args.output is not None:
+        say(console, f"wrote {folder / 'summary.html'}, summary.json and plots/")
+
+
+def _write(args: argparse.Namespace, trainer: Any, count: int, statistics: Any, console: Any) -> list[Any]:
+    """One pass over the pairs: tables and statistics while they come, then the page. Returns the first pairs."""
     from rich.progress import track
 
     from sparsepo.inspection import RecordWriter, collect, write_page
@@ -117,7 +165,8 @@ def _write(args: argparse.Namespace, trainer: Any, count: int, console: Any) -> 
     folder = Path(args.output or ".").expanduser()
     kept: list[Any] = []
     most = max(args.show, PAGE_PAIRS if "html" in formats else 0)
-    records = collect(trainer.get_eval_dataloader(), trainer.score, trainer.objective, trainer.processing_class)
+    batches = trainer.get_eval_dataloader()
+    records = collect(batches, trainer.score, trainer.objective, trainer.processing_class, group=args.name)
     with ExitStack() as stack:
         writers = [
             stack.enter_context(RecordWriter(folder / f"tokens.{ending}")) for ending in formats if ending != "html"
@@ -125,6 +174,8 @@ def _write(args: argparse.Namespace, trainer: Any, count: int, console: Any) -> 
         for record in track(records, "scoring pairs", total=count, console=console, disable=not console.is_terminal):
             for writer in writers:
                 writer.add(record)
+            if statistics is not None:
+                statistics.add(record)
             if len(kept) < most:
                 kept.append(record)
     if "html" in formats:

@@ -20,6 +20,8 @@ COMMANDS = {
     "merge": "merge a LoRA adapter into its base model, the mask kept",
     "data": "check preference data; make pairs from scored completions",
 }
+# Commands of a command; a folder of that name in the place of a model is written ./compare
+SUBCOMMANDS = {"inspect": ("compare", "transfer", "robustness")}
 # Their flags are TRL's dataclasses, which take seconds to import: they read their arguments themselves.
 OWN_PARSING = ("train", "sft")
 
@@ -76,7 +78,9 @@ def _dispatch(arguments: list[str]) -> int:
             f"sparsepo: error: unknown command {name!r}{suggest(name, COMMANDS)}\nSee sparsepo --help", file=sys.stderr
         )
         return USAGE_ERROR
-    module = importlib.import_module(f"sparsepo.cli.{name}")
+    if rest and rest[0] in SUBCOMMANDS.get(name, ()):
+        name, arguments = f"{name} {rest[0]}", [f"{name} {rest[0]}", *rest[1:]]
+    module = importlib.import_module(f"sparsepo.cli.{name.replace(' ', '_')}")
     if name in OWN_PARSING:
         run: Callable[[list[str]], int] = module.run
         return run(rest)

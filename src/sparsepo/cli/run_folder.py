@@ -15,7 +15,8 @@ from .base import CliError
 SUMMARY = "train_summary.json"
 # What a run leaves behind: found in a folder, they mean that a run lives there
 _TRACES = (SUMMARY, "sparsepo.json", "config.json", "adapter_config.json", "*.safetensors", "mask/mask.json")
-_OWN = (*_TRACES[:-1], "*.safetensors.index.json", "trainer_state.json", "mask_health.json")
+_PAGES = ("report.html", "masks.html", "pairs.html", "report_plots", "mask_history")
+_OWN = (*_TRACES[:-1], "*.safetensors.index.json", "trainer_state.json", "mask_health.json", *_PAGES)
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
@@ -94,14 +95,15 @@ def claim_output_dir(output_dir: str, resume: str | None, overwrite: bool, start
                 path.unlink()
 
 
-def write_summary(output_dir: str, content: dict[str, Any]) -> None:
-    """Write ``train_summary.json``, whole or not at all."""
+def write_summary(output_dir: str, content: dict[str, Any]) -> dict[str, Any]:
+    """Write ``train_summary.json``, whole or not at all; returns what was given."""
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f"{SUMMARY}.partial"
     text = json.dumps(content, indent=2, ensure_ascii=False, default=str, allow_nan=True)
     partial.write_text(text + "\n", encoding="utf-8")
     partial.replace(folder / SUMMARY)
+    return content
 
 
 def command_line(command: str, arguments: Sequence[str]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 # metric → what it is; shown in this order, where present
@@ -73,6 +73,19 @@ def metrics_table(title: str, columns: Mapping[str, Mapping[str, Any]], everythi
     for name in names:
         label = name if everything else MAIN_METRICS[name]
         table.add_row(label, *(shown(values.get(name)) for values in columns.values()))
+    return table
+
+
+def text_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> Any:
+    """A rich table of texts that are shown as they are; every column but the first is right-aligned."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(title), title_justify="left")
+    for place, name in enumerate(header):
+        table.add_column(Text(name), justify="right" if place else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
     return table
 
 

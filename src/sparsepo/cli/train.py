@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from .base import CliError, take_option
@@ -84,6 +85,7 @@ def _train(settings: TrainSettings, arguments: list[str]) -> None:
 
     from .models import check_model_name, load_tokenizer
     from .preference_sets import DataRequest, preference_sets
+    from .pages import keep_pairs
     from .progress import quiet_settings, shorten_logs
     from .run_folder import claim_output_dir, resume_point
 
@@ -108,6 +110,7 @@ def _train(settings: TrainSettings, arguments: list[str]) -> None:
     started = time.time()
     trainer = _trainer(settings, name, tokenizer, sets)
     shorten_logs(trainer)
+    keep_pairs(trainer, settings.own.inspect_pairs)
     trainer.train(resume_from_checkpoint=resume)
     _refuse_stopped(trainer)
     _finish(trainer, settings, sets, arguments, console, time.time() - started)
@@ -184,6 +187,7 @@ def _finish(
     """Evaluate, save, summarise, push."""
     from sparsepo.training.trl_bridge import versions
 
+    from .pages import example_pairs, write_report
     from .run_folder import SUMMARY, command_line, write_summary
     from .tables import final_evaluation, last_logged, metrics_table, say
 
@@ -193,9 +197,10 @@ def _finish(
         columns["evaluation"] = final_evaluation(trainer)
     trainer.save_model(config.output_dir)
     trainer.save_state()
+    records = example_pairs(trainer) if settings.own.report and settings.own.inspect_pairs else []
     if trainer.is_world_process_zero():
         trainer.create_model_card(model_name=config.hub_model_id, dataset_name=settings.script.dataset_name)
-        write_summary(
+        summary = write_summary(
             config.output_dir,
             {
                 "command": command_line("train", arguments),
@@ -212,6 +217,8 @@ def _finish(
                 "given": sorted(settings.given),
             },
         )
+        if settings.own.report:
+            write_report(trainer, config.output_dir, summary, records)
     if config.push_to_hub:
         trainer.push_to_hub(dataset_name=settings.script.dataset_name)
     if console is not None:
@@ -219,4 +226,7 @@ def _finish(
             report.print(console)  # what was read by now
         console.print(metrics_table(f"{trainer.objective.name}: {trainer.state.global_step} steps", columns))
         say(console, f"Saved in {config.output_dir}; all numbers and settings in {config.output_dir}/{SUMMARY}")
+        for file in ("report.html", "masks.html"):
+            if (Path(config.output_dir) / file).is_file():
+                say(console, f"See {config.output_dir}/{file}")
     trainer.end()

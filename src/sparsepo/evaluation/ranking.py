@@ -19,12 +19,32 @@ def roc_auc(scores: ArrayLike, labels: ArrayLike) -> float:
         ValueError: shapes differ, a score is not finite, or one class is missing.
     """
     values, positive = _checked(scores, labels)
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    # the average rank of a group of ties that ends at rank e and has c members: e − (c − 1) / 2
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+    ranks = average_ranks(values)
     positives = int(positive.sum())
     negatives = positive.size - positives
     return float((ranks[positive].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+
+
+def average_ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Ranks from 1, (n,); ties share the mean of theirs."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    # the average rank of a group of ties that ends at rank e and has c members: e − (c − 1) / 2
+    ranks: NDArray[np.float64] = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+    return ranks
+
+
+def spearman(x: ArrayLike, y: ArrayLike) -> float | None:
+    """Spearman's rank correlation, ties averaged; None where one of the two does not vary or fewer than two are given.
+
+    Raises:
+        ValueError: shapes differ.
+    """
+    a, b = np.asarray(x, dtype=np.float64).ravel(), np.asarray(y, dtype=np.float64).ravel()
+    if a.shape != b.shape:
+        raise ValueError(f"{a.size} and {b.size} values; give as many of each.")
+    if a.size < 2 or (a == a[0]).all() or (b == b[0]).all():
+        return None
+    return float(np.corrcoef(average_ranks(a), average_ranks(b))[0, 1])
 
 
 def average_precision(scores: ArrayLike, labels: ArrayLike) -> float:

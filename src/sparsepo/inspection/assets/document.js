@@ -1,0 +1,3 @@
+"use strict";
+themeButton(document.getElementById("theme"));
+document.documentElement.dataset.ready = "true";
