@@ -54,19 +54,35 @@ def run(args: argparse.Namespace) -> int:
     """Inspect. Returns 0."""
     from rich.console import Console
 
+    _check(args)
+    console = Console()
+    trainer, dataset = inspected(args, args.model, console, _typed_in(args))
+    statistics = _statistics(args, console)
+    shown = _write(args, trainer, len(dataset), statistics, console)
+    _print(args, shown, console)
+    if statistics is not None:
+        _summarise(args, statistics, trainer, console)
+    return 0
+
+
+def inspected(args: argparse.Namespace, model: str, console: Any, loaded: Any = None) -> tuple[Any, Any]:
+    """A trainer that scores, and the rows that it was given.
+
+    Args:
+        args: flags of :func:`sparsepo.cli.saved_runs.add_flags`, ``data`` and ``limit``.
+        model: folder or hub id.
+        console: gets what a user should know.
+        loaded: rows instead of ``args.data``.
+    """
     from .models import check_model_name, load_tokenizer, positions_of
     from .progress import quiet_settings
     from .tables import say
 
-    _check(args)
-    console = Console()
-    name = check_model_name(args.model, "MODEL")
+    args = argparse.Namespace(**vars(args))
+    name = check_model_name(model, "MODEL")
     saved = saved_settings(name)
     if not saved and args.ref_model is None:
-        say(
-            console,
-            f"{args.model} was not trained by sparsepo train: it is its own reference, so log-ratios and KL are 0",
-        )
+        say(console, f"{model} was not trained by sparsepo train: it is its own reference, so log-ratios and KL are 0")
         args.ref_model, args.own_reference = name, True
     config = config_of(args, saved, objective="mapo")
     quiet_settings(config, set())
@@ -75,18 +91,12 @@ def run(args: argparse.Namespace) -> int:
         say(console, f"max_length {config.max_length} → {positions}: the model has no more positions")
         config.max_length = positions
     tokenizer = load_tokenizer(name, trust_remote_code=args.trust_remote_code)
-    dataset, report = pairs_of(args, config, tokenizer, _typed_in(args))
-    if args.pair is None:
+    dataset, report = pairs_of(args, config, tokenizer, loaded)
+    if loaded is None:
         report.print(console)
     if args.limit is not None:
         dataset = dataset.select(range(min(args.limit, len(dataset))))
-    trainer = trainer_of(args, name, saved, config, dataset, tokenizer)
-    statistics = _statistics(args, console)
-    shown = _write(args, trainer, len(dataset), statistics, console)
-    _print(args, shown, console)
-    if statistics is not None:
-        _summarise(args, statistics, trainer, console)
-    return 0
+    return trainer_of(args, name, saved, config, dataset, tokenizer), dataset
 
 
 def _check(args: argparse.Namespace) -> None:

@@ -84,8 +84,8 @@ def _train(settings: TrainSettings, arguments: list[str]) -> None:
     from rich.console import Console
 
     from .models import check_model_name, load_tokenizer
-    from .preference_sets import DataRequest, preference_sets
     from .pages import keep_pairs
+    from .preference_sets import DataRequest, preference_sets
     from .progress import quiet_settings, shorten_logs
     from .run_folder import claim_output_dir, resume_point
 
