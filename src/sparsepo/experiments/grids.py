@@ -91,7 +91,7 @@ def gates(seeds: Sequence[int]) -> list[Task]:
     ]
     settings += [plain("relu", 0.6, mask_init=start) for start in ("published", "mapo")]
     settings += [plain("normalised", 0.6, mask_learning_rate=own) for own in (1e-3, 5e-3)]
-    settings += [plain("relu", 0.6, mask_position="token"), learned("relu", 0.6, mask_position="token")]
+    settings += [plain("relu", 0.6, mask_position="token"), learned("normalised", 0.6, mask_position="token")]
     return tasks_of(settings, seeds)
 
 

@@ -26,6 +26,7 @@ BETAS = (0.1, 0.25, 0.5, 1.0)
 SIMPO_BETAS = (0.5, 1.0, 2.0, 4.0)  # of another kind: as many, so that every method has as many tries
 LEARNING_RATES = (2e-4, 4e-4)
 RUNGS = (60, 125, 250)
+TUNING_TIMES = (0.16, 0.36, 0.64, 1.0)  # shares of training at which tuning judges; the finals judge at FRONTIER
 ORACLE = "oracle"
 
 
@@ -36,14 +37,14 @@ class Sizes:
     Args:
         prompts, samples: of the reference's samples, from which the optimum is computed.
         rungs: steps of the rungs.
-        evaluation_prompts: of tuning; the finals use twice as many.
+        evaluation_prompts: of tuning; the finals use four times as many.
         draws: of the bootstrap.
     """
 
     prompts: int = OPTIMUM_PROMPTS
     samples: int = OPTIMUM_SAMPLES
     rungs: tuple[int, ...] = RUNGS
-    evaluation_prompts: int = 256
+    evaluation_prompts: int = 128
     draws: int = 1000
 
     def quick(self) -> Sizes:
@@ -65,6 +66,7 @@ METHODS: dict[str, Settings] = {
     "DPOP": baseline("dpop", None),
     "SimPO": baseline("simpo", None),
 }
+ANCHORED_ONLY = ("SparsePO reward only", "SparsePO no fit")  # variants that are run with the anchor alone
 FINALS = ("DPO", "TDPO1", "SparsePO", "SparsePO 0.6", "SparsePO reward only", "SparsePO no fit", "MaPO", ORACLE)
 
 
@@ -78,7 +80,7 @@ def candidates(method: str, anchor: float, seed: int, quick: bool = False) -> li
             METHODS[method] | {"beta": beta, "kl_anchor": anchor},
             MaterialSettings(seed=seed),
             learning_rate=rate,
-            judged_at=FRONTIER,
+            judged_at=TUNING_TIMES,
             oracle=method == ORACLE,
         )
         for beta, rate in (tries[:2] if quick else tries)
@@ -114,6 +116,8 @@ def tune(
     """
     found: dict[str, Any] = {}
     for method, anchor in product(methods, anchors):  # a method is done before the next one starts
+        if method in ANCHORED_ONLY and not anchor:
+            continue
         tasks = candidates(method, anchor, seed, quick)
         start = float(reference_rewards(tasks[0].materials, store, sizes.prompts, sizes.samples).mean())
 
@@ -180,7 +184,8 @@ def final_tasks(store: Store, seeds: Sequence[int], sizes: Sizes, only: Sequence
             task,
             materials=replace(task.materials, seed=seed),
             keep_samples=True,
-            evaluation_prompts=2 * sizes.evaluation_prompts,
+            evaluation_prompts=4 * sizes.evaluation_prompts,
+            judged_at=FRONTIER if sizes.evaluation_prompts >= Sizes.evaluation_prompts else task.judged_at,
         )
         for seed in seeds
         for task in winners.values()

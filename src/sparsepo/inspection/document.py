@@ -107,7 +107,9 @@ class Document:
         if self.plots is not None:
             (self.plots / f"{name}.svg").write_bytes(svg)
         source = "data:image/svg+xml;base64," + base64.b64encode(svg).decode()
-        self._blocks.append({"kind": "figure", "source": source, "caption": caption})
+        if not self._blocks or self._blocks[-1]["kind"] != "figures":
+            self._blocks.append({"kind": "figures", "figures": []})  # neighbours stand side by side where there is room
+        self._blocks[-1]["figures"].append({"source": source, "caption": caption})
 
     def html(self) -> str:
         """The page."""

@@ -13,6 +13,19 @@ from .document import Document, figure_style, number
 from .records import PairRecord
 from .terminal import printable
 
+MAIN = (
+    *(
+        "loss",
+        "rewards/accuracies",
+        "rewards/margins",
+        "rewards/chosen",
+        "rewards/rejected",
+        "kl/chosen",
+        "kl/rejected",
+    ),
+    *("kl_masked/chosen", "kl_masked/rejected", "mask/reward/mean", "mask/reward/sparsity", "mask/kl/mean"),
+    *("mask/kl/sparsity", "mask/effective_beta"),
+)
 REPORT, PAIRS = "report.html", "pairs.html"
 # what is drawn together: title → names in the log
 CURVES: dict[str, dict[str, str]] = {
@@ -79,7 +92,7 @@ def write_report(
 
 def _add_metrics(document: Document, metrics: Mapping[str, Mapping[str, float]]) -> None:
     names = sorted({name for own in metrics.values() for name in own})
-    main = [name for name in names if name.split("/")[0] in ("loss", "rewards", "kl", "kl_masked", "mask")]
+    main = [name for name in names if name in MAIN]
     for chosen, folded in ((main, ""), ([name for name in names if name not in main], "Other numbers")):
         if chosen:
             rows = [[name, *(_shown(own.get(name)) for own in metrics.values())] for name in chosen]
@@ -123,9 +136,7 @@ def _add_pairs(document: Document, records: Sequence[PairRecord], folder: Path, 
 
     write_page(records, folder / PAIRS, title="Example pairs", subtitle=objective)
     document.heading("Example pairs")
-    document.text(
-        f"{PAIRS} in this folder shows them token by token; masks.html shows how they came about, if it is there."
-    )
+    document.text(f"{PAIRS} in this folder shows them token by token; masks.html, where it is, how they came about.")
     rows = []
     for record in records:
         zeros = record.zeros()

@@ -216,6 +216,15 @@ class SparsePOTrainer(
         dataset = after_tokenisation(dataset, dataset_name, self._tokenizer, wants_weights)
         return cut_and_filter(dataset, dataset_name, args)
 
+    def prepare_pairs(self, dataset: Any, name: str = "given") -> Any:
+        """Rows in TRL's preference formats as the trainer prepares its own: for ``get_eval_dataloader`` and inspection.
+
+        Args:
+            dataset: a ``datasets.Dataset``.
+            name: what messages call it.
+        """
+        return self._prepare_dataset(dataset, self.processing_class, self.args, name)
+
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         for column in (ROW_ID, PAIR_WEIGHT, *WEIGHT_COLUMNS):
