@@ -152,7 +152,7 @@ def _show(args: argparse.Namespace, found: dict[str, Any], results: Any, console
 
     from .tables import say, text_table
 
-    console.print(text_table(args.check, *table(found)))
+    console.print(text_table(args.check, *table(found, brief=True)))
     if args.check == "adversarial":
         for kind, words in results.get("lexicon", dict).items():
             say(console, f"{kind}: {', '.join(words)}")

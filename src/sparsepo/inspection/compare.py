@@ -160,13 +160,16 @@ def _agreement(pairs: Sequence[tuple[PairRecord, PairRecord]], mask: str) -> dic
 
 
 def agreement_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the table of agreement."""
-    header = ["runs", "pairs in both", "correlation", *AGREEMENT.values()]
-    rows = []
-    for (a, b), own in comparison.agreement.items():
-        row = [f"{a} and {b}", f"{comparison.shared[a, b]:,}", number(own["correlation"])]
-        rows.append([*row, *(with_interval(own.get(name), share="zeros" in name) for name in AGREEMENT)])
-    return header, rows
+    """Header and rows of the table of agreement: a column two runs."""
+    both = list(comparison.agreement)
+    rows = [
+        ["pairs in both", *(f"{comparison.shared[two]:,}" for two in both)],
+        ["correlation over all tokens", *(number(comparison.agreement[two]["correlation"]) for two in both)],
+    ]
+    for name, text in AGREEMENT.items():
+        cells = [with_interval(comparison.agreement[two].get(name), share="zeros" in name) for two in both]
+        rows.append([text, *cells])
+    return ["", *(f"{a} and {b}" for a, b in both)], rows
 
 
 def write_comparison(

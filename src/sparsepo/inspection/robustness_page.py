@@ -20,6 +20,7 @@ _COLUMNS = {
     "mask": "masks: rank correlation with clean, word by word",
     "zeros": "zeros in the reward mask",
 }
+BRIEF = ("accuracy", "flips", "flipped", "mask")
 _SHARES = ("accuracy", "accuracy_difference", "flipped", "flips", "zeros")
 _NOTES = {
     "noise": "Noise is in both responses; the prompt is as it was. Ties count as wrong. 95 % intervals over pairs, of masks "
@@ -30,9 +31,11 @@ _NOTES = {
 }
 
 
-def table(found: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows, a row a condition; columns that no condition has are left out."""
-    columns = [name for name in _COLUMNS if any(own.get(name) is not None for own in found.values())]
+def table(found: Mapping[str, Mapping[str, Any]], brief: bool = False) -> tuple[list[str], list[list[str]]]:
+    """Header and rows, a row a condition; columns that no condition has are left out, with ``brief`` all but three."""
+    columns = [
+        name for name in (BRIEF if brief else _COLUMNS) if any(own.get(name) is not None for own in found.values())
+    ]
     rows = []
     for key, own in found.items():
         cells = []

@@ -19,6 +19,7 @@ POSITIONS = ("1", "2", "3–4", "5–8", "9–16", "17–32", "33–64", "65–1
 TENTHS = tuple(f"{start}–{start + 10} %" for start in range(0, 100, 10))
 FREQUENCIES = ("once", "2–3", "4–7", "8–15", "16–31", "32–63", "64–127", "128 or more")
 TOP_SHARE = 0.2  # of a response's tokens: those with the largest masks
+NOISE = 1e-4  # nats: log-ratios and KL of a model that is its own reference are rounding
 SAMPLE = 20_000  # tokens kept for histograms and clouds
 
 
@@ -105,7 +106,8 @@ class Statistics:
                 continue
             for quantity in ("log_ratio", "kl"):
                 other = side.values(quantity)
-                found = None if other is None else spearman(values, np.abs(other))
+                is_noise = other is None or np.abs(other).max() < NOISE
+                found = None if other is None or is_noise else spearman(values, np.abs(other))
                 if found is not None:
                     tally.add_sums(quantity, 1, found)
             tops.append(top_types(side, values))

@@ -94,7 +94,8 @@ class Transfer:
         text = max(a.text, b.text, key=len)
         try:
             spans = weight_spans(a, values, text)
-            words = ~b.special
+            # what is no text, or a part of a character, stands at no character of its own
+            words = ~b.special & np.array([bool(piece) for piece in b.pieces])
             scores = {
                 "A's mask": on_tokens(spans, b, text),
                 "shuffled": on_tokens(weight_spans(a, self._shuffled(a, values), text), b, text),
@@ -111,7 +112,6 @@ class Transfer:
         }
         self.responses += 1
         for name, own in scores.items():
-            # special tokens are no text: nothing is carried over to them
             rank = spearman(own[words], target[words])
             if rank is not None:
                 self._rank.add_sums(name, 1, rank)
@@ -229,7 +229,10 @@ def weighted_rows(
                 values = side.values(mask)
                 if values is None:
                     raise ValueError(f"The records have no {mask}.")
-                found[f"{name}_weights"] = [list(span) for span in weight_spans(side, values, text_of(row[name]))]
+                text = text_of(row[name])
+                # all zeros need a span too: an empty list would say that no token has a weight
+                spans = weight_spans(side, values, text) or [(0, len(text), 0.0)][: len(text)]
+                found[f"{name}_weights"] = [list(span) for span in spans]
         except TextsDifferError:
             yield None
             continue
