@@ -61,6 +61,17 @@ def test_an_interval_covers_the_mean_as_often_as_it_says() -> None:
     assert 0.90 <= covered / 300 <= 0.98
 
 
+def test_shares_keep_their_intervals_between_nothing_and_all() -> None:
+    tally = Tally()
+    for _ in range(20):
+        tally.add_sums("never", 1, 0.0)
+        tally.add_sums("always", 1, 1.0)
+    never, always = tally.share("never"), tally.share("always")
+    assert (never.value, never.low) == (0.0, 0.0)
+    assert never.high == pytest.approx(0.1611, abs=1e-3)  # Wilson's for 0 of 20
+    assert (always.low, always.high) == pytest.approx((1 - never.high, 1.0))
+
+
 def test_one_pair_has_no_interval() -> None:
     own = side(["a", "b"], [0.0, 1.0])
     statistics = Statistics()

@@ -200,7 +200,14 @@ def accuracy(records: Sequence[PairRecord], clean: Sequence[PairRecord] | None =
         if clean is not None:
             tally.add_sums("flipped", 1, float((record.margin > 0) != (clean[place].margin > 0)))
             tally.add_sums("accuracy_difference", 1, float(record.margin > 0) - float(clean[place].margin > 0))
-    return {name: own.to_json() for name, own in tally.estimates().items()}
+    return _estimates(tally)
+
+
+def _estimates(tally: Tally) -> dict[str, Any]:
+    return {
+        name: (tally.share(name) if name in ("accuracy", "flipped", "flips") else tally.estimate(name)).to_json()
+        for name in tally
+    }
 
 
 @dataclass(frozen=True)
@@ -301,4 +308,4 @@ def _attacked(records: Sequence[PairRecord], clean: Sequence[PairRecord]) -> dic
         if before.margin > 0:
             tally.add_sums("flips", 1, float(after.margin <= 0))
         tally.add_sums("rejected_reward_change", 1, after.rejected.reward - before.rejected.reward)
-    return accuracy(records, clean) | {name: own.to_json() for name, own in tally.estimates().items()}
+    return accuracy(records, clean) | _estimates(tally)

@@ -84,6 +84,14 @@ class Tally:
         half = Z * math.sqrt(residual * clusters / (clusters - 1)) / n
         return Estimate(ratio, ratio - half, ratio + half, int(n), int(clusters))
 
+    def share(self, label: str) -> Estimate:
+        """Of clusters that gave one token each, 0 or 1: the share of ones with Wilson's interval, which stays in [0, 1]."""
+        _, n, _, s, _, _ = self._sums[label]
+        ratio = s / n
+        centre = (ratio + Z * Z / (2 * n)) / (1 + Z * Z / n)
+        half = Z * math.sqrt(ratio * (1 - ratio) / n + Z * Z / (4 * n * n)) / (1 + Z * Z / n)
+        return Estimate(ratio, max(0.0, centre - half), min(1.0, centre + half), int(n), int(n))
+
     def estimates(self, labels: Iterable[str] | None = None) -> dict[str, Estimate]:
         """By label, in the order given or in which labels came."""
         return {label: self.estimate(label) for label in (self if labels is None else labels) if label in self}
