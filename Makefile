@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed
 SUITABLE := 'import sys; sys.exit(sys.version_info < (3, 11))'
 PYTHON ?= $(firstword $(foreach name,python3 python3.13 python3.12 python3.11,$(shell $(name) -c $(SUITABLE) 2>/dev/null && echo $(name))))
 
-.PHONY: setup demo test test-long lint bench plots docs
+.PHONY: setup demo test test-long browser lint bench plots docs
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -29,6 +29,13 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: setup
 	$(BIN)/sparsepo demo
+
+# Chromium, in which the tests open the HTML pages; where it cannot be installed these tests are skipped, and say so
+browser:
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || \
+	{ test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq >/dev/null && \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core >/dev/null; } || \
+	echo "no Chromium, and none could be installed here: the tests of HTML pages will be skipped" >&2
 
 # One thread a process: the tests are small, and two processes share the cores
 test: setup

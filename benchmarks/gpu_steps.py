@@ -97,6 +97,8 @@ _LORA = {
 def step_variants(geometry: Geometry, only: list[str] | None = None) -> dict[str, Variant]:
     """Variants of a geometry whose settings the installed sparsepo has; of those that are named, if any are."""
     chosen = _LORA if geometry.lora else {name: VARIANTS[name] for name in _FULL}
+    if unknown := [name for name in only or () if name not in chosen]:
+        raise SystemExit(f"--variants {', '.join(unknown)}: not measured there; choose among {', '.join(chosen)}.")
     return {name: v for name, v in chosen.items() if v.available and (only is None or name in only)}
 
 

@@ -54,3 +54,12 @@ def test_without_trl_our_part_is_measured_and_the_rest_is_named(tmp_path):
     assert found["parts"]["pythia"] == []
     assert "Left out: pythia" in text
     assert "Left out: TRL's heads" in text
+
+
+def test_an_unknown_variant_is_refused_and_the_known_ones_named(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    from gpu_steps import GEOMETRIES, step_variants
+
+    with pytest.raises(SystemExit, match=r"--variants SparsePO: not measured there; choose among LoRA: TRL DPO"):
+        step_variants(GEOMETRIES["llama"], ["SparsePO"])
+    assert set(step_variants(GEOMETRIES["pythia"], ["SparsePO"])) == {"SparsePO"}
