@@ -76,8 +76,9 @@ TRAIN_HELP = HelpText(
             ("--mask_sharing", "common: one mask for reward and KL; independent: one each"),
             ("--mask_on", "both, reward or kl"),
             ("--mask_init", "ones, published or mapo"),
-            ("--mask_learning_rate", "unset: 10 × learning_rate; also --mask_weight_decay, --mask_dropout"),
+            ("--mask_learning_rate", "unset: a multiple of learning_rate (docs/masks.md); --mask_weight_decay, --mask_dropout"),
             ("--mask_gate", "relu, clamped, normalised, binary, hard_concrete, topk, entmax … (docs/masks.md)"),
+            ("--mask_log_ratio_weight", "fit of the masks to the policy's log-ratios; 0: the paper's loss alone"),
             ("--mask_target_sparsity", "share of exact zeros to reach and hold, e.g. 0.8"),
             ("--mask_l1_reward", "L1 weight, drives masks to zero; --mask_l1_kl"),
             ("--mask_on_failure", "stop: end training when a mask fails; warn (default): only say so"),
@@ -85,6 +86,10 @@ TRAIN_HELP = HelpText(
         ),
         "model": (("--model_name_or_path", "folder or hub id of the start (the SFT model)"), *_MODEL),
         "training": _LOOP,
+        "pages": (
+            ("--inspect_pairs", "held-out pairs whose masks are kept while training: OUT/masks.html (4; 0: none)"),
+            ("--report", "false: no OUT/report.html at the end"),
+        ),
     },
     examples="""  sparsepo train --config recipes/quickstart.yaml --model_name_or_path MODEL \\
       --dataset_name pairs.jsonl --output_dir out
