@@ -11,11 +11,13 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.terminal_theme import DEFAULT_TERMINAL_THEME
 
 from sparsepo.evaluation.ranking import roc_auc
 from sparsepo.inspection import PairRecord, read_records
@@ -32,7 +34,9 @@ def picture(records: list[PairRecord], number: int, title: str, path: Path) -> N
     console = Console(record=True, width=96, file=io.StringIO(), force_terminal=True, color_system="truecolor")
     console.print(legend("reward_mask", limit, False))
     console.print(pair_view(record, "reward_mask", limit))
-    path.write_text(console.export_svg(title=title), encoding="utf-8")
+    svg = console.export_svg(title=title, theme=DEFAULT_TERMINAL_THEME)
+    # rich names fonts on a server; the reader's own monospace will do
+    path.write_text(re.sub(r"@font-face\s*{[^}]*}", "", svg), encoding="utf-8")
 
 
 def words(summary: dict[str, Any]) -> dict[str, str]:
