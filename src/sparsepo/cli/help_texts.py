@@ -76,7 +76,10 @@ TRAIN_HELP = HelpText(
             ("--mask_sharing", "common: one mask for reward and KL; independent: one each"),
             ("--mask_on", "both, reward or kl"),
             ("--mask_init", "ones, published or mapo"),
-            ("--mask_learning_rate", "unset: a multiple of learning_rate (docs/masks.md); --mask_weight_decay, --mask_dropout"),
+            (
+                "--mask_learning_rate",
+                "unset: a multiple of learning_rate (docs/masks.md); --mask_weight_decay, --mask_dropout",
+            ),
             ("--mask_gate", "relu, clamped, normalised, binary, hard_concrete, topk, entmax … (docs/masks.md)"),
             ("--mask_log_ratio_weight", "fit of the masks to the policy's log-ratios; 0: the paper's loss alone"),
             ("--mask_target_sparsity", "share of exact zeros to reach and hold, e.g. 0.8"),

@@ -89,7 +89,7 @@ def render(template: str, *, styles: Sequence[str], scripts: Sequence[str], data
     """Fill a template of ``assets/``: everything inline, and a policy that lets nothing else run or load.
 
     Args:
-        template: its file; every value is escaped.
+        template: file of its body; every value is escaped.
         styles, scripts: files of ``assets/``, in order.
         data: JSON types for the page's scripts.
         values: of the template.
@@ -103,7 +103,7 @@ def render(template: str, *, styles: Sequence[str], scripts: Sequence[str], data
         "default-src 'none'; img-src data:; base-uri 'none'; form-action 'none'; "
         f"style-src '{_digest(style)}'; script-src '{_digest(script)}'"
     )
-    filled: str = environment.from_string(asset(template)).render(
+    filled: str = environment.from_string(asset("head.html") + asset(template)).render(
         style=Markup(style), script=Markup(script), policy=policy, data=Markup(embedded(data)), **values
     )
     return filled.encode("utf-8", "backslashreplace").decode("utf-8")

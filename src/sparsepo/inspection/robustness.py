@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -110,14 +111,7 @@ def noise(
         seed: of the noise.
         mask: which mask is compared, word by word, with that of the clean text.
     """
-    clean: list[PairRecord] | None = None
-
-    def records() -> list[PairRecord]:
-        nonlocal clean
-        if clean is None:
-            clean = score(rows, "clean text")
-        return clean
-
+    records = cache(lambda: score(rows, "clean text"))  # only if anything is left to be done
     found = {"none": results.get("none", lambda: accuracy(records()))}
     for name in changes:
         for rate in rates:
@@ -277,14 +271,7 @@ def adversarial(
         seed: of the choice of words and places.
     """
     words = results.get("lexicon", lambda: lexicon().kinds)
-    clean: list[PairRecord] | None = None
-
-    def records() -> list[PairRecord]:
-        nonlocal clean
-        if clean is None:
-            clean = score(rows, "clean text")
-        return clean
-
+    records = cache(lambda: score(rows, "clean text"))  # only if anything is left to be done
     found = {"none": results.get("none", lambda: accuracy(records()))}
     for name, own in words.items():
         for count in counts:

@@ -16,14 +16,7 @@ const unpack = (pair, frame, side) => {
 };
 
 const describe = (side, frame, index, own) => {
-  const rows = [["token", `${own.ids[index]} (no. ${index + 1}, ${side}, ${data.frames[frame]})`]];
-  for (const layer of data.layers) {
-    const values = own.values[layer.name];
-    if (values) rows.push([layer.label, exact(values[index])]);
-  }
-  byId("details").replaceChildren(
-    element("span", { className: "piece", textContent: shown(own.pieces[index], true) || "(part of the next token)" }),
-    ...rows.map(([name, text]) => element("span", {}, element("dt", { textContent: `${name} ` }), element("dd", { textContent: text }))));
+  byId("details").replaceChildren(...facts(own, index, `${side}, ${data.frames[frame]}`, data.layers));
   byId("details").dataset.token = `${frame}/${side}/${index}`;
 };
 
@@ -54,15 +47,7 @@ const frameBox = (frame) => {
   return element("div", { className: "frame" }, head, element("div", { className: "sides" }, response(frame, "chosen"), response(frame, "rejected")));
 };
 
-const legend = () => {
-  const layer = layerOf(state.layer);
-  const sizes = layer.signed ? [-1, -0.5, 0.02, 0.5, 1] : [0.02, 0.25, 0.5, 0.75, 1];
-  const ramp = sizes.map((size) => { const s = element("span", { className: "token" }); paint(s, size, 1); return s; });
-  const from = layer.signed ? `≤ −${Number(layer.limit.toPrecision(3))}` : "just above 0";
-  byId("legend").replaceChildren(
-    element("span", { textContent: layer.label }), element("span", { textContent: from }), element("span", { className: "ramp" }, ...ramp),
-    element("span", { textContent: `≥ ${Number(layer.limit.toPrecision(3))}` }), element("span", { className: "token zero", textContent: "exactly zero" }));
-};
+const legend = () => byId("legend").replaceChildren(...scale(layerOf(state.layer)));
 
 const draw = () => {
   legend();

@@ -67,14 +67,7 @@ const markSelected = () => {
 };
 
 const describe = (side, index, own) => {
-  const rows = [["token", `${own.ids[index]} (no. ${index + 1}, ${side})`]];
-  for (const layer of data.layers) {
-    const values = own.values[layer.name];
-    if (values) rows.push([layer.label, exact(values[index])]);
-  }
-  byId("details").replaceChildren(
-    element("span", { className: "piece", textContent: shown(own.pieces[index], true) || "(part of the next token)" }),
-    ...rows.map(([name, text]) => element("span", {}, element("dt", { textContent: `${name} ` }), element("dd", { textContent: text }))));
+  byId("details").replaceChildren(...facts(own, index, side, data.layers));
   byId("details").dataset.token = `${side}/${index}`;
 };
 
@@ -119,16 +112,7 @@ const response = (side) => {
     element("h2", { textContent: `${side === "chosen" ? "Chosen" : "Rejected"} · reward ${number(pair[side].reward)} · ${tokens.length} tokens` }), box, curve(own));
 };
 
-const legend = () => {
-  const layer = layerOf(state.layer);
-  const sizes = layer.signed ? [-1, -0.5, 0.02, 0.5, 1] : [0.02, 0.25, 0.5, 0.75, 1];
-  const ramp = sizes.map((size) => { const s = element("span", { className: "token" }); paint(s, size, 1); return s; });
-  const from = layer.signed ? `≤ −${Number(layer.limit.toPrecision(3))}` : "just above 0";
-  byId("legend").replaceChildren(
-    element("span", { textContent: layer.label }),
-    element("span", { textContent: from }), element("span", { className: "ramp" }, ...ramp), element("span", { textContent: `≥ ${Number(layer.limit.toPrecision(3))}` }),
-    element("span", { className: "token zero", textContent: "exactly zero" }));
-};
+const legend = () => byId("legend").replaceChildren(...scale(layerOf(state.layer)));
 
 const show = (pair) => {
   state.pair = pair;

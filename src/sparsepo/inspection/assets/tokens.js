@@ -43,6 +43,26 @@ const derive = (values) => {
   }
   return values;
 };
+// What the bar at the foot says of a token: its text, id and place, and every quantity
+const facts = (own, index, where, layers) => {
+  const rows = [["token", `${own.ids[index]} (no. ${index + 1}, ${where})`]];
+  for (const layer of layers) {
+    const values = own.values[layer.name];
+    if (values) rows.push([layer.label, exact(values[index])]);
+  }
+  return [
+    element("span", { className: "piece", textContent: shown(own.pieces[index], true) || "(part of the next token)" }),
+    ...rows.map(([name, text]) => element("span", {}, element("dt", { textContent: `${name} ` }), element("dd", { textContent: text })))];
+};
+const scale = (layer) => {
+  const sizes = layer.signed ? [-1, -0.5, 0.02, 0.5, 1] : [0.02, 0.25, 0.5, 0.75, 1];
+  const ramp = sizes.map((size) => { const s = element("span", { className: "token" }); paint(s, size, 1); return s; });
+  const end = Number(layer.limit.toPrecision(3));
+  return [
+    element("span", { textContent: layer.label }),
+    element("span", { textContent: layer.signed ? `≤ −${end}` : "just above 0" }), element("span", { className: "ramp" }, ...ramp),
+    element("span", { textContent: `≥ ${end}` }), element("span", { className: "token zero", textContent: "exactly zero" })];
+};
 const themeButton = (button) => {
   const dark = () =>
     (document.documentElement.dataset.theme || (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light")) === "dark";
