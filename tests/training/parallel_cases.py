@@ -18,12 +18,14 @@ from safetensors.torch import save_file
 from transformers import TrainerCallback
 
 from sparsepo import SparsePOTrainer
+from sparsepo.inspection.history import record_masks
 from sparsepo.training.caching import store
 from tests.support import perturbed, tiny_model
 
 from .running import PLAIN_HEAD, build, logged, mask_state, policy_state, prepared_rows, run_config
 
 GLOBAL_BATCH = 4
+WATCHED = "target-sparsity"  # this case also keeps the masks of a few pairs
 # name → (rows to train on, settings). Plain gradient steps show gradients as they are. 11 rows: 4 + 4 and 3; of 9 rows
 # the last batch of two processes has one row for the first and none for the second.
 _SGD = {"optim": "sgd", "learning_rate": 0.3, "mask_learning_rate": 3.0}
@@ -136,6 +138,8 @@ def _run(name: str, folder: Path, processes: int, rank: int, count: int, setting
     trainer = build(config, rows, lora=lora, eval_dataset=sets, **models)
     if tamper:
         trainer.add_callback(Tamper(tamper))
+    if name == WATCHED:
+        record_masks(trainer, pairs=3, every=1)
     trainer.train()
     write(trainer, folder / f"{name}-of{processes}-rank{rank}", trainer.evaluate())
     return trainer

@@ -12,13 +12,15 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from safetensors.torch import load_file
 
+from sparsepo.inspection.history import read_history
 from sparsepo.training.streams import FilledStream
 from tests.support import perturbed, tiny_model
 
-from .parallel_cases import CASES, run_case
+from .parallel_cases import CASES, WATCHED, run_case
 from .running import assert_close, assert_same, moved, steps_of, without_clocks
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -115,6 +117,17 @@ def test_two_processes_equal_one(results: Callable[[str], Path], name: str) -> N
 @pytest.mark.parametrize("name", LONG)
 def test_two_processes_equal_one_in_all_settings(results: Callable[[str], Path], name: str) -> None:
     check(results(name), name)
+
+
+def test_two_processes_keep_the_masks_that_one_keeps(results: Callable[[str], Path]) -> None:
+    folder = results(WATCHED)
+    one, two = (read_history(folder / f"{WATCHED}-{n}") for n in (1, 2))
+    assert list(one) == list(two) == [0, 1, 2, 3]
+    for step in one:
+        assert [record.number for record in one[step]] == [0, 1, 2]
+        for mine, theirs in zip(one[step], two[step], strict=True):
+            for side, other in zip(mine.sides().values(), theirs.sides().values(), strict=True):
+                assert np.allclose(side.reward_mask, other.reward_mask, rtol=1e-3, atol=1e-5)
 
 
 def test_two_processes_fill_the_reference_cache_as_one_does(results: Callable[[str], Path]) -> None:
