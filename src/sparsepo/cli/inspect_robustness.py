@@ -27,9 +27,8 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     )
     checks = parser.add_subparsers(dest="check", required=True, parser_class=CommandParser)
     noise = checks.add_parser("noise", help="typos, case, dropped words, neutral synonyms in both responses")
-    noise.add_argument(
-        "--changes", nargs="+", choices=CHANGES, metavar="CHANGE", default=list(CHANGES), help="(default: all)"
-    )
+    changes = f"{', '.join(CHANGES)} (default: all)"
+    noise.add_argument("--changes", nargs="+", choices=CHANGES, metavar="CHANGE", default=list(CHANGES), help=changes)
     noise.add_argument(
         "--rates",
         nargs="+",
