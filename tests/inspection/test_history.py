@@ -96,6 +96,23 @@ def test_a_resumed_run_goes_on_and_a_new_one_begins_anew(tmp_path: Path) -> None
     assert list(read_history(tmp_path)) == [0, 1]
 
 
+def test_a_run_goes_on_where_its_pages_fail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = build(tmp_path, max_steps=3)
+    record_masks(trainer, pairs=1, every=1)
+
+    def full(*_: Any) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("sparsepo.inspection.history.write_history_page", full)
+    trainer.train()
+    assert trainer.state.global_step == 3
+    (message,) = [record.getMessage() for record in caplog.records if "were not kept" in record.getMessage()]
+    assert "step 0" in message
+    assert "disk full" in message
+
+
 def test_tensorboard_gets_histograms_and_a_picture(run: SparsePOTrainer) -> None:
     pytest.importorskip("tensorboard", reason="tensorboard is not installed")
     from tensorboard.backend.event_processing.event_accumulator import HISTOGRAMS, IMAGES, EventAccumulator

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
+
+logger = logging.getLogger(__name__)
 
 EXAMPLE_PAIRS = 20  # in the report
 
@@ -25,7 +28,11 @@ def example_pairs(trainer: Any) -> list[Any]:
     rows = [data[place] for place in range(min(EXAMPLE_PAIRS, len(data)))]
     size = trainer.args.per_device_eval_batch_size
     batches = (trainer.data_collator(rows[first : first + size]) for first in range(0, len(rows), size))
-    return list(collect(batches, trainer.score, trainer.objective, trainer.processing_class))
+    try:
+        return list(collect(batches, trainer.score, trainer.objective, trainer.processing_class))
+    except Exception as error:  # what was trained is saved; its report must not fail the run
+        logger.warning("The report has no example pairs: %s: %s", type(error).__name__, error)
+        return []
 
 
 def write_report(trainer: Any, output_dir: str, summary: dict[str, Any], records: list[Any]) -> None:

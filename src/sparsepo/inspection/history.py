@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,8 @@ from .frames import write_frames
 from .records import PairRecord
 from .statistics import MASKS
 from .storing import RecordWriter, read_records
+
+logger = logging.getLogger(__name__)
 
 FOLDER, PAGE = "mask_history", "masks.html"
 SNAPSHOTS = 20  # of a run, about
@@ -48,6 +51,7 @@ class MaskHistory(TrainerCallback):
             raise ValueError(f"every={every!r} must be at least 1 step.")
         self.trainer, self.rows, self.every = trainer, list(rows), every
         self._last: int | None = None
+        self._failed = False
 
     @property
     def folder(self) -> Path:
@@ -76,6 +80,22 @@ class MaskHistory(TrainerCallback):
             self._keep(state)
 
     def _keep(self, state: Any) -> None:
+        """A snapshot. These pages are a by-product: where they fail the run goes on without them, and says so."""
+        if self._failed:
+            return
+        try:
+            self._snapshot(state)
+        except Exception as error:
+            self._failed = True
+            logger.warning(
+                "Masks of step %d were not kept, nor will later ones be: %s: %s. The run goes on; inspect_pairs=0 (or "
+                "removing the MaskHistory callback) switches this off.",
+                state.global_step,
+                type(error).__name__,
+                error,
+            )
+
+    def _snapshot(self, state: Any) -> None:
         """Score the pairs. Every process scores them (sharded models need all), the first one writes."""
         trainer, step = self.trainer, state.global_step
         size = trainer.args.per_device_eval_batch_size
