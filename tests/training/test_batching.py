@@ -67,7 +67,7 @@ def assert_same_log(one: SparsePOTrainer, other: SparsePOTrainer, rtol: float = 
 
 
 CASES: dict[str, dict[str, Any]] = {
-    "learned-dropout": {"mask_dropout": 0.3, "mask_learning_rate": 3.0},
+    "learned-dropout": {"mask_dropout": 0.3, "mask_learning_rate": 0.3},
     "independent-l1-anchor": {"mask_sharing": "independent", "mask_l1_reward": 0.01, "mask_l1_kl": 0.02},
     "random-dense-scorer": {"mask": "random", "mask_random_sparsity": 0.4, "scorer": "dense"},
     "data": {"mask": "data"},

@@ -109,7 +109,7 @@ def _config(request: TrainingRequest) -> SparsePOConfig:
     if s.objective != "simpo":  # its β is of another kind: left at its own default
         own["beta"] = s.beta
     if s.objective == "sparsepo":
-        own |= {"mask_learning_rate": s.mask_learning_rate, "mask_l1_reward": s.mask_l1, "mask_l1_kl": s.mask_l1}
+        own["mask_target_sparsity"] = s.mask_target_sparsity
     return SparsePOConfig(
         output_dir=str(request.output_dir),
         objective=s.objective,

@@ -22,8 +22,7 @@ class DemoSettings:
         steps, batch_size: of preference training, in optimiser steps and pairs a step.
         learning_rate, beta: of preference training.
         kl_anchor: λ of the KL anchor.
-        mask_learning_rate: of the mask head.
-        mask_l1: L1 weight on the masks (each of reward and KL).
+        mask_target_sparsity: share of tokens whose masks are to become exactly zero; None: the library's default.
         shown: held-out pairs shown with their masks.
     """
 
@@ -43,8 +42,7 @@ class DemoSettings:
     learning_rate: float = 2e-4
     beta: float = 0.5
     kl_anchor: float = 0.1
-    mask_learning_rate: float = 2e-3
-    mask_l1: float = 1e-2
+    mask_target_sparsity: float | None = 0.6
     shown: int = 3
 
     def fast(self) -> DemoSettings:
