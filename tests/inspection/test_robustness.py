@@ -102,6 +102,9 @@ def test_noise_is_measured_and_resumed(tmp_path: Path) -> None:
     assert found["case-0"]["flipped"]["value"] == 0.0
     assert found["case-1"]["accuracy"]["value"] == 0.0  # this model knows lower case only: all margins are 0
     assert found["case-1"]["words_changed"] == pytest.approx(0.8)  # numbers have no case
+    dropped = noise(ROWS, scorer, Results(None, {}), changes=("dropped words",), rates=(0.5,))["dropped_words-0.5"]
+    assert dropped["words_changed"] == pytest.approx(0.5, abs=0.1)
+    del scorer.asked[-2:]
     assert found["dropped_function_words-1"]["accuracy"]["value"] == 1.0
     assert scorer.asked == ["clean text", "case 0", "case 1", "dropped function words 0", "dropped function words 1"]
     again = Scorer()

@@ -132,10 +132,11 @@ def _noisy(
     for row in rows:
         own = {}
         for side in ("chosen", "rejected"):
+            words += len(words_of_text(text_of(row[side])))
             noisy = perturb(text_of(row[side]), CHANGES[condition.name], condition.amount, rng)
             row = with_text(row, side, noisy.text)
             own[side] = noisy.words
-            changed, words = changed + noisy.changed, words + len(words_of_text(text_of(row[side])))
+            changed += noisy.changed
         changed_rows.append(row)
         maps.append(own)
     records = score(changed_rows, f"{condition.name} {condition.amount:g}")
