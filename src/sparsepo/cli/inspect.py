@@ -147,12 +147,12 @@ def _summarise(args: argparse.Namespace, statistics: Any, trainer: Any, console:
 
     from .tables import say, text_table
 
-    summaries = {args.name: statistics.summary()}
-    if args.output is not None:
+    if args.output is None:
+        summaries = {args.name: statistics.summary()}
+    else:
         folder = Path(args.output).expanduser()
         subtitle = f"{trainer.objective.display_name} · {args.model}"
         summaries = write_summary({args.name: statistics}, folder, subtitle=subtitle)
-
     if not summaries[args.name]["masks"]:
         say(console, f"no statistics of masks: {trainer.objective.display_name} has none")
         return

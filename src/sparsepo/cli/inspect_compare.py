@@ -53,9 +53,8 @@ def run(args: argparse.Namespace) -> int:
         raise CliError(f"--output {args.output} is a file; give a folder.")
     tagger, _ = find_tagger() if args.language is None else (None, "")
     found = compare(find_sources(args.runs), mask=args.mask, language=args.language, tagger=tagger)
-    summaries = {name: own.summary() for name, own in found.statistics.items()}
     console.print(text_table("agreement", *agreement_rows(found)))
-    console.print(text_table("masks", ["", *summaries], overview_rows(summaries)))
+    console.print(text_table("masks", ["", *found.summaries], overview_rows(found.summaries)))
     if not any(found.shared.values()):
         say(
             console, "no pair is in two of them with the same tokens: patterns stand side by side, agreement is unknown"

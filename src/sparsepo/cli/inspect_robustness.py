@@ -193,9 +193,11 @@ def _trained(args: argparse.Namespace, console: Any) -> int:
 
 
 def _named_files(texts: Sequence[str]) -> dict[str, str]:
+    from sparsepo.inspection.compare import split_name
+
     found: dict[str, str] = {}
     for text in texts:
-        name, _, path = text.rpartition("=") if not Path(text).exists() else ("", "", text)
+        name, path = split_name(text)
         if not Path(path).exists():
             raise CliError(f"{text}: there is no file {path}.")
         name = name or Path(path).name.split(".")[0]

@@ -23,13 +23,11 @@ def example_pairs(trainer: Any) -> list[Any]:
     data = _shown_set(trainer)
     if data is None:
         return []
-    from sparsepo.inspection import collect
+    from sparsepo.inspection.collect import collect_rows
 
     rows = [data[place] for place in range(min(EXAMPLE_PAIRS, len(data)))]
-    size = trainer.args.per_device_eval_batch_size
-    batches = (trainer.data_collator(rows[first : first + size]) for first in range(0, len(rows), size))
     try:
-        return list(collect(batches, trainer.score, trainer.objective, trainer.processing_class))
+        return list(collect_rows(trainer, rows))
     except Exception as error:  # what was trained is saved; its report must not fail the run
         logger.warning("The report has no example pairs: %s: %s", type(error).__name__, error)
         return []

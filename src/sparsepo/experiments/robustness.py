@@ -24,7 +24,6 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "SparsePO": {"objective": "sparsepo"},
     "MaPO": {"objective": "mapo"},
 }
-FLIPS = (0.0, 0.05, 0.1, 0.2, 0.4)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -50,6 +50,13 @@ def collect(
             prompt, prompt_ids = _prompt(batch, pair, tokenizer)
             loss, beta = float(result.loss[pair]), float(objective.beta)
             yield PairRecord(int(numbers[pair]), group, prompt, prompt_ids, chosen, rejected, loss, beta)
+
+
+def collect_rows(trainer: Any, rows: Sequence[dict[str, Any]]) -> Iterator[PairRecord]:
+    """Records of rows that a trainer has prepared, in its evaluation batches. Every process must ask for the same rows."""
+    size = trainer.args.per_device_eval_batch_size
+    batches = (trainer.data_collator(list(rows[first : first + size])) for first in range(0, len(rows), size))
+    return collect(batches, trainer.score, trainer.objective, trainer.processing_class)
 
 
 def _sides(scores: PairScores) -> tuple[tuple[TokenScores, bool], tuple[TokenScores, bool]]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import numpy as np
 
 from sparsepo.evaluation.ranking import spearman
 
-from .document import Document, number, with_interval
+from .document import Document, number, with_interval, write_whole
 from .frames import write_frames
 from .records import PairRecord, SideRecord
 from .statistics import Statistics, top_types
@@ -44,6 +46,12 @@ class Source:
     path: Path
 
 
+def split_name(text: str) -> tuple[str, str]:
+    """NAME=PATH → name and path; "" for the name where there is none. A path that exists may hold an equals sign."""
+    name, _, path = text.rpartition("=") if not Path(text).exists() else ("", "", text)
+    return name, path
+
+
 def find_sources(inputs: Sequence[str]) -> list[Source]:
     """Tables from ``NAME=PATH`` or ``PATH``, a file or a folder that ``sparsepo inspect --output`` wrote.
 
@@ -52,7 +60,7 @@ def find_sources(inputs: Sequence[str]) -> list[Source]:
     """
     found = []
     for text in inputs:
-        name, _, path = text.rpartition("=") if not Path(text).exists() else ("", "", text)
+        name, path = split_name(text)
         place = Path(path).expanduser()
         if place.is_dir():
             tables = [place / f"tokens.{ending}" for ending in FORMATS if (place / f"tokens.{ending}").is_file()]
@@ -88,6 +96,11 @@ class Comparison:
     agreement: dict[tuple[str, str], dict[str, Any]]
     shared: dict[tuple[str, str], int]
     shown: dict[str, list[PairRecord]]
+
+    @cached_property
+    def summaries(self) -> dict[str, dict[str, Any]]:
+        """By run, what :meth:`Statistics.summary` says."""
+        return {name: own.summary() for name, own in self.statistics.items()}
 
 
 def compare(
@@ -180,13 +193,8 @@ def write_comparison(
     Returns:
         What ``compare.json`` holds.
     """
-    import json
-
-    from .document import write_whole
-
     folder = Path(folder)
-    names: Mapping[str, Statistics] = comparison.statistics
-    summaries = {name: own.summary() for name, own in names.items()}
+    names, summaries = comparison.statistics, comparison.summaries
     document = Document("Masks side by side", " · ".join(names), folder / "plots")
     document.heading("Agreement")
     document.table(*agreement_rows(comparison))

@@ -10,10 +10,8 @@ from typing import Any
 import numpy as np
 
 from .document import write_whole
-from .page import SIGNED, finite, packed_side, render, scale_of
-from .records import QUANTITIES, PairRecord
-
-Key = tuple[str, int]  # group and number of a pair
+from .page import add_sizes, finite, layers_of, packed_side, render
+from .records import PairRecord
 
 
 def frames_page(
@@ -47,15 +45,10 @@ def frames_page(
         for own in keyed.values():
             packed.append(_packed(own.get(number), first if any(packed) else None))
             if (record := own.get(number)) is not None:
-                _add_scales(scales, record)
+                add_sizes(scales, record)
         pairs.append({"number": number, "group": first.group, "prompt": first.prompt, "frames": packed})
-    layers = [
-        {"name": name, "label": QUANTITIES[name], "signed": name in SIGNED, "limit": scale_of(scales[name])}
-        for name in QUANTITIES
-        if name in scales
-    ]
     content = {
-        "layers": layers or [{"name": "", "label": "no numbers", "signed": False, "limit": 1.0}],
+        "layers": layers_of(scales),
         "frames": list(keyed),
         "pairs": pairs,
     }
@@ -87,11 +80,3 @@ def _packed(record: PairRecord | None, first: PairRecord | None) -> dict[str, An
             own = {key: value for key, value in own.items() if key not in ("ids", "pieces", "special")}
         found[name] = own
     return found
-
-
-def _add_scales(scales: dict[str, list[Any]], record: PairRecord) -> None:
-    for name in record.quantities():
-        for side in record.sides().values():
-            values = side.values(name)
-            if values is not None:
-                scales.setdefault(name, []).append(np.abs(values[np.isfinite(values)]))

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import TrainerCallback
 
-from .collect import collect
+from .collect import collect_rows
 from .document import figure_style
 from .figures import MASK_NAMES
 from .frames import write_frames
@@ -98,9 +98,7 @@ class MaskHistory(TrainerCallback):
     def _snapshot(self, state: Any) -> None:
         """Score the pairs. Every process scores them (sharded models need all), the first one writes."""
         trainer, step = self.trainer, state.global_step
-        size = trainer.args.per_device_eval_batch_size
-        batches = (trainer.data_collator(self.rows[i : i + size]) for i in range(0, len(self.rows), size))
-        records = list(collect(batches, trainer.score, trainer.objective, trainer.processing_class))
+        records = list(collect_rows(trainer, self.rows))
         self._last = step
         if not state.is_world_process_zero:
             return

@@ -64,14 +64,8 @@ def page(
             break
         pairs.append(_packed(record))
         groups[record.group] = None
-        for name in record.quantities():
-            scales.setdefault(name, []).extend(np.abs(_values(side, name)) for side in record.sides().values())
-    layers = [
-        {"name": name, "label": QUANTITIES[name], "signed": name in SIGNED, "limit": scale_of(scales[name])}
-        for name in QUANTITIES
-        if name in scales
-    ]
-    content = {"layers": layers or [{"name": "", "label": "no numbers", "signed": False, "limit": 1.0}], "pairs": pairs}
+        add_sizes(scales, record)
+    content = {"layers": layers_of(scales), "pairs": pairs}
     html = render(
         "inspect.html",
         styles=("base.css", "inspect.css"),
@@ -164,6 +158,22 @@ def _values(side: SideRecord, name: str) -> NDArray[np.float32]:
     values = side.values(name)
     assert values is not None
     return values[np.isfinite(values)]
+
+
+def add_sizes(sizes: dict[str, list[NDArray[np.float32]]], record: PairRecord) -> None:
+    """Add a pair's |values| by quantity, from which its scale is taken."""
+    for name in record.quantities():
+        sizes.setdefault(name, []).extend(np.abs(_values(side, name)) for side in record.sides().values())
+
+
+def layers_of(sizes: dict[str, list[NDArray[np.float32]]]) -> list[dict[str, Any]]:
+    """The quantities that a page can colour by, each with its scale, as JSON types."""
+    found = [
+        {"name": name, "label": QUANTITIES[name], "signed": name in SIGNED, "limit": scale_of(sizes[name])}
+        for name in QUANTITIES
+        if name in sizes
+    ]
+    return found or [{"name": "", "label": "no numbers", "signed": False, "limit": 1.0}]
 
 
 def scale_of(sizes: Sequence[NDArray[np.float32]]) -> float:

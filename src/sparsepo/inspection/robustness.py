@@ -205,18 +205,9 @@ def _estimates(tally: Tally) -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True)
-class Lexicon:
-    """Words that an adversary inserts.
-
-    Args:
-        kinds: name → words, the strongest first.
-    """
-
-    kinds: dict[str, list[str]]
-
-
-def lexicon_of(records: Sequence[PairRecord], mask: str = "reward_mask", size: int = LEXICON, seed: int = 0) -> Lexicon:
+def lexicon_of(
+    records: Sequence[PairRecord], mask: str = "reward_mask", size: int = LEXICON, seed: int = 0
+) -> dict[str, list[str]]:
     """From pairs that the attack is not tried on: the words with the largest mean mask, those that add most to the reward,
     and as a control words drawn among all.
 
@@ -249,14 +240,14 @@ def lexicon_of(records: Sequence[PairRecord], mask: str = "reward_mask", size: i
         kinds["largest contributions"] = sorted(known, key=lambda word: -parts.estimate(word).value)[:size]
     order = np.random.default_rng(seed).permutation(len(known))[:size]
     kinds["control: any words"] = [known[int(place)] for place in order]
-    return Lexicon(kinds)
+    return kinds
 
 
 def adversarial(
     rows: Sequence[Row],
     score: ScoreRows,
     results: Results,
-    lexicon: Callable[[], Lexicon],
+    lexicon: Callable[[], dict[str, list[str]]],
     *,
     counts: Sequence[int] = INSERTED,
     seed: int = 0,
@@ -271,7 +262,7 @@ def adversarial(
         counts: words inserted.
         seed: of the choice of words and places.
     """
-    words = results.get("lexicon", lambda: lexicon().kinds)
+    words = results.get("lexicon", lexicon)
     records = cache(lambda: score(rows, "clean text"))  # only if anything is left to be done
     found = {"none": results.get("none", lambda: accuracy(records()))}
     for name, own in words.items():
