@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .base import CliError
-from .saved_runs import add_flags, config_of, pairs_of, saved_settings, trainer_of
+from .saved_runs import add_flags, check_output_folder, config_of, pairs_of, saved_settings, trainer_of
 
 FORMATS = ("html", "parquet", "jsonl")
 # repeated here because importing them takes seconds (a test compares them)
@@ -114,10 +114,7 @@ def _check(args: argparse.Namespace) -> None:
         value = getattr(args, flag)
         if value is not None and value < least:
             raise CliError(f"--{flag} {value}: must be at least {least}.")
-    if args.output is not None:
-        folder = Path(args.output).expanduser()
-        if folder.exists() and not folder.is_dir():
-            raise CliError(f"--output {args.output} is a file; give a folder.")
+    check_output_folder(args.output)
 
 
 def _typed_in(args: argparse.Namespace) -> Any:

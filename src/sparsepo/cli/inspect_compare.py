@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .base import CliError
+from .saved_runs import check_output_folder
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -49,8 +49,7 @@ def run(args: argparse.Namespace) -> int:
     from .tables import say, text_table
 
     console = Console()
-    if args.output is not None and Path(args.output).expanduser().is_file():
-        raise CliError(f"--output {args.output} is a file; give a folder.")
+    check_output_folder(args.output)
     tagger, _ = find_tagger() if args.language is None else (None, "")
     found = compare(find_sources(args.runs), mask=args.mask, language=args.language, tagger=tagger)
     console.print(text_table("agreement", *agreement_rows(found)))

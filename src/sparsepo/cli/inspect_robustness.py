@@ -10,7 +10,7 @@ from typing import Any
 
 from .base import CliError, CommandParser
 from .inspect import inspected
-from .saved_runs import add_flags
+from .saved_runs import add_flags, check_output_folder
 
 # repeated here because importing them takes seconds (a test compares them)
 METHODS = ("DPO", "TDPO1", "SparsePO", "MaPO")
@@ -89,8 +89,7 @@ def _check(args: argparse.Namespace) -> None:
         for one in value if isinstance(value, list) else [value]:
             if one is not None and one < 1:
                 raise CliError(f"--{name} {one}: must be at least 1.")
-    if args.output is not None and Path(args.output).expanduser().is_file():
-        raise CliError(f"--output {args.output} is a file; give a folder.")
+    check_output_folder(args.output)
 
 
 # ---- of a trained model ----

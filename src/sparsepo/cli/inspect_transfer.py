@@ -9,7 +9,7 @@ from typing import Any
 
 from .base import CliError
 from .inspect import inspected
-from .saved_runs import add_flags
+from .saved_runs import add_flags, check_output_folder
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -65,8 +65,7 @@ def _check(args: argparse.Namespace) -> None:
         raise CliError(f"--export {args.export}: must end in .jsonl.")
     if args.limit is not None and args.limit < 1:
         raise CliError(f"--limit {args.limit}: must be at least 1.")
-    if args.output is not None and Path(args.output).expanduser().is_file():
-        raise CliError(f"--output {args.output} is a file; give a folder.")
+    check_output_folder(args.output)
 
 
 def _records(trainer: Any, count: int, text: str, console: Any) -> list[Any]:

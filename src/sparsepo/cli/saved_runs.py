@@ -37,6 +37,14 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--strict", action="store_true", help="stop if the check would drop a row")
 
 
+def check_output_folder(given: str | None) -> None:
+    """Refuse ``--output`` that is there and no folder."""
+    if given is not None:
+        folder = Path(given).expanduser()
+        if folder.exists() and not folder.is_dir():
+            raise CliError(f"--output {given} is a file; give a folder.")
+
+
 def saved_settings(name: str) -> dict[str, Any]:
     """What ``sparsepo.json`` beside a model says; empty where there is none.
 

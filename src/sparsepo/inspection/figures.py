@@ -16,7 +16,8 @@ MASK_NAMES = {"reward_mask": "reward mask", "kl_mask": "KL mask"}
 _BINS = 40
 
 
-def _errors(own: Sequence[Mapping[str, Any]]) -> tuple[list[float], NDArray[np.float64]]:
+def errors_of(own: Sequence[Mapping[str, Any]]) -> tuple[list[float], NDArray[np.float64]]:
+    """Values of estimates and their intervals as matplotlib takes them, (2, n); 0 where there is none."""
     values = [row["value"] for row in own]
     low = [row["value"] - row["low"] if row["low"] is not None else 0.0 for row in own]
     high = [row["high"] - row["value"] if row["high"] is not None else 0.0 for row in own]
@@ -31,7 +32,7 @@ def by_label(pyplot: Any, summaries: Summaries, mask: str, dimension: str, stati
         own = _dimension(summary, mask, dimension)
         places = [place for place, label in enumerate(labels) if label in own]
         if places:
-            values, errors = _errors([own[labels[place]][statistic] for place in places])
+            values, errors = errors_of([own[labels[place]][statistic] for place in places])
             axes.errorbar(places, values, yerr=errors, marker="o", markersize=3.5, linewidth=1.3, label=name or None)
     axes.set_xticks(range(len(labels)), labels, rotation=45, ha="right")
     axes.set_xlabel(xlabel)
@@ -51,7 +52,7 @@ def bars(pyplot: Any, summaries: Summaries, mask: str, dimension: str, statistic
         own = _dimension(summary, mask, dimension)
         places = [place for place, label in enumerate(labels) if label in own]
         if places:
-            values, errors = _errors([own[labels[place]][statistic] for place in places])
+            values, errors = errors_of([own[labels[place]][statistic] for place in places])
             offset = 0.4 - height * (index + 0.5)
             axes.barh([p + offset for p in places], values, height, xerr=errors, label=name or None, ecolor="#888888")
     axes.set_yticks(range(len(labels)), [printable(label) for label in labels])
@@ -66,7 +67,7 @@ def types(pyplot: Any, summary: Mapping[str, Any], mask: str) -> Any:
     rows = summary["masks"][mask]["types"]
     figure, panels = pyplot.subplots(1, 2, figsize=(8.4, 0.8 + 0.24 * max(len(rows["most"]), len(rows["least"]), 1)))
     for axes, (kind, own), colour in zip(panels, rows.items(), COLOURS, strict=False):
-        values, errors = _errors(own)
+        values, errors = errors_of(own)
         axes.barh(range(len(own)), values, xerr=errors, color=colour, ecolor="#888888")
         axes.set_yticks(range(len(own)), [f"{quoted(row['piece'])}  ×{row['count']}" for row in own])
         axes.invert_yaxis()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .document import Document, figure_style, percent, with_interval
+from .figures import errors_of
 
 _COLUMNS = {
     "words_changed": "words changed",
@@ -80,8 +81,7 @@ def _figure(pyplot: Any, found: Mapping[str, Mapping[str, Any]], name: str) -> A
         if kind and own.get(name):
             series.setdefault(kind.replace("_", " "), []).append((float(amount), own[name]))
     for label, points in series.items():
-        values = [own["value"] for _, own in points]
-        errors = [0.0 if own["low"] is None else own["value"] - own["low"] for _, own in points]
+        values, errors = errors_of([own for _, own in points])
         axes.errorbar([x for x, _ in points], values, yerr=errors, marker="o", markersize=4, capsize=2, label=label)
     if name in found.get("none", {}):
         axes.axhline(found["none"][name]["value"], color="#888888", linewidth=0.9, linestyle="--", label="clean text")

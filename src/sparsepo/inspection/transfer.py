@@ -18,6 +18,7 @@ from sparsepo.evaluation.ranking import spearman
 
 from .alignment import Floats64, TextsDifferError, on_tokens, weight_spans
 from .document import Document, figure_style, with_interval, write_whole
+from .figures import errors_of
 from .records import PairRecord, SideRecord
 from .statistics import TOP_SHARE
 from .tally import Tally
@@ -195,8 +196,7 @@ def write_transfer(summary: Mapping[str, Any], folder: str | os.PathLike[str], a
             panels, ("rank", "top"), ("rank correlation", "overlap of the largest"), strict=True
         ):
             own = [(name, row[key]) for name, row in summary["rows"].items() if row[key] is not None]
-            values = [row["value"] for _, row in own]
-            errors = [0.0 if row["low"] is None else row["value"] - row["low"] for _, row in own]
+            values, errors = errors_of([row for _, row in own])
             axes.barh(range(len(own)), values, xerr=errors, ecolor="#888888")
             axes.set_yticks(range(len(own)), [name for name, _ in own])
             axes.set_xlabel(label)
