@@ -25,6 +25,7 @@ def train_reward_model(
     batch_size: int = 32,
     max_length: int = 256,
     seed: int = 0,
+    device: str | torch.device | None = None,
 ) -> Any:
     """Fit rewards by regression, from a language model's weights.
 
@@ -34,6 +35,7 @@ def train_reward_model(
         texts, rewards: what to fit, each text with its end token where judged ones have it: the last token is read.
             Rewards are standardised first, which changes no ranking.
         epochs, learning_rate, batch_size, max_length, seed: of training (AdamW, linear decay).
+        device: where to train; None: the GPU where there is one.
 
     Returns:
         The classifier, in evaluation mode.
@@ -54,6 +56,7 @@ def train_reward_model(
         classifier = AutoModelForSequenceClassification.from_pretrained(
             model, num_labels=1, pad_token_id=tokenizer.pad_token_id
         )
+    classifier.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     generator = torch.Generator().manual_seed(seed)
     steps = max(1, int(epochs * len(texts) / batch_size))
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=learning_rate)
@@ -64,8 +67,10 @@ def train_reward_model(
         if len(order) < batch_size:
             order = torch.cat([order, torch.randperm(len(texts), generator=generator)])
         rows, order = order[:batch_size], order[batch_size:]
-        inputs = _encoded(tokenizer, [texts[row] for row in rows.tolist()], max_length)
-        loss = torch.nn.functional.mse_loss(classifier(**inputs).logits[:, 0].float(), target[rows])
+        inputs = _encoded(tokenizer, [texts[row] for row in rows.tolist()], max_length, classifier.device)
+        loss = torch.nn.functional.mse_loss(
+            classifier(**inputs).logits[:, 0].float(), target[rows].to(classifier.device)
+        )
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(classifier.parameters(), 1.0)
@@ -79,10 +84,8 @@ def predict_rewards(classifier: Any, tokenizer: Any, texts: Sequence[str], max_l
     found = []
     with evaluating(classifier):
         for start in range(0, len(texts), 64):
-            inputs = _encoded(tokenizer, list(texts[start : start + 64]), max_length)
-            found.append(
-                classifier(**{name: value.to(classifier.device) for name, value in inputs.items()}).logits[:, 0]
-            )
+            inputs = _encoded(tokenizer, list(texts[start : start + 64]), max_length, classifier.device)
+            found.append(classifier(**inputs).logits[:, 0])
     return torch.cat(found).float().cpu()
 
 
@@ -96,8 +99,8 @@ def gradient_control(classifier: Any) -> Description:
     return describe
 
 
-def _encoded(tokenizer: Any, texts: list[str], max_length: int) -> dict[str, Tensor]:
+def _encoded(tokenizer: Any, texts: list[str], max_length: int, device: torch.device) -> dict[str, Tensor]:
     encoded = tokenizer(
         texts, padding=True, padding_side="right", truncation=True, max_length=max_length, return_tensors="pt"
     )
-    return {name: encoded[name] for name in ("input_ids", "attention_mask")}
+    return {name: encoded[name].to(device) for name in ("input_ids", "attention_mask")}

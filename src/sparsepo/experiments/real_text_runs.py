@@ -130,7 +130,7 @@ def _trained_and_judged(task: RealTextTask, store: Store, folder: str) -> dict[s
     descriptions = [word_marks(tokenizer, task.corpus.words()), _controls(trainer, task)]
     if edits:
         descriptions.append(edited_marks(tokenizer, edits))
-    descriptions.append(gradient_control(_reward_model(task, store)))
+    descriptions.append(gradient_control(_reward_model(task, store).to(trainer.args.device)))
     columns = token_columns(((batch, trainer.score(batch)) for batch in batches), *descriptions)
     table = _table(columns, "edited" if edits else "sentiment")
     heads = [f"untrained_{number}" for number in range(UNTRAINED_HEADS)]
