@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from peft import LoraConfig
 
-from sparsepo.training.config import GATE_NAMES, OBJECTIVE_NAMES
+from sparsepo.objectives import OBJECTIVES
+from sparsepo.training.config import GATE_NAMES
 from tests.support import ARCHITECTURES
 
 # name → the settings that ask for the mask; "none" is that of objectives that read no mask
@@ -85,7 +86,7 @@ def whole_product() -> list[Case]:
     """All valid cases but for gates, which go round, in a fixed order; checkpointing is on in every fourth."""
     plain = [
         Case(objective, mask, "relu" if mask.startswith("learned") else "-", tuning, architecture, False)
-        for objective, mask, tuning, architecture in product(OBJECTIVE_NAMES, MASKS, TUNING, ARCHITECTURES)
+        for objective, mask, tuning, architecture in product(OBJECTIVES, MASKS, TUNING, ARCHITECTURES)
     ]
     valid = [case for case in plain if case.is_valid]
     gates = cycle(GATE_NAMES)
@@ -101,7 +102,7 @@ def covering_set() -> list[Case]:
     A case's gain (pairs not yet held) only ever falls, so that a heap of outdated gains finds the next best case.
     Ties go by a fixed shuffle, which spreads full training and LoRA evenly, and to the cases without checkpointing.
     """
-    cases = [Case(*values) for values in product(OBJECTIVE_NAMES, MASKS, GATES, TUNING, ARCHITECTURES, CHECKPOINTING)]
+    cases = [Case(*values) for values in product(OBJECTIVES, MASKS, GATES, TUNING, ARCHITECTURES, CHECKPOINTING)]
     cases = [case for case in cases if case.is_valid]
     random.Random(0).shuffle(cases)
     cases.sort(key=lambda case: case.checkpointing)
