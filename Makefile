@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed
 SUITABLE := 'import sys; sys.exit(sys.version_info < (3, 11))'
 PYTHON ?= $(firstword $(foreach name,python3 python3.13 python3.12 python3.11,$(shell $(name) -c $(SUITABLE) 2>/dev/null && echo $(name))))
 
-.PHONY: setup demo test test-long browser lint bench plots docs
+.PHONY: setup demo test test-long coverage browser lint bench plots docs wheel
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -58,6 +58,19 @@ plots: setup
 	$(BIN)/python benchmarks/plots.py
 	$(BIN)/python benchmarks/run_all.py --index
 
-# Every link and every file that the pages name, and the examples in them that run
+# The documentation site in site/: every link and anchor is checked, a broken one fails
 docs: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/docs tests/data/test_data_command.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --clean
+
+# Lines of the default suite that run, by file; the rooms that compute are held to 90 %
+coverage: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not long" -n $(JOBS) --cov=sparsepo --cov-report=term --cov-report=html:site/coverage -q
+	$(BIN)/python -m coverage report --include='src/sparsepo/objectives/*,src/sparsepo/masks/*,src/sparsepo/scoring/*,src/sparsepo/training/*' --fail-under=90
+
+# A wheel, installed alone into an environment of its own: the command answers, and what the package carries is there
+wheel: setup
+	rm -rf build/wheel && $(BIN)/python -m build --wheel --outdir build/wheel . >/dev/null
+	rm -rf build/clean && $(BIN)/python -m venv build/clean
+	build/clean/bin/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)" -c constraints.txt
+	build/clean/bin/python -m pip install --quiet build/wheel/*.whl -c constraints.txt
+	cd build && clean/bin/sparsepo --version && clean/bin/sparsepo --help >/dev/null && clean/bin/sparsepo demo --fast --output_dir clean/demo >/dev/null

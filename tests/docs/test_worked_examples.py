@@ -16,7 +16,7 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
-@pytest.fixture()
+@pytest.fixture
 def restored_registries():
     """What a page adds is gone after the test."""
     before = [(registry, dict(registry)) for registry in (MASKS, OBJECTIVES)]

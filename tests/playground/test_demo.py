@@ -110,7 +110,7 @@ def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
 def test_objective_names_are_the_librarys() -> None:
     from sparsepo.objectives import OBJECTIVES
 
-    assert cli_demo.OBJECTIVES == tuple(OBJECTIVES)
+    assert tuple(OBJECTIVES) == cli_demo.OBJECTIVES
 
 
 def test_zero_looks_different_from_small_and_preference_words_are_marked() -> None:
