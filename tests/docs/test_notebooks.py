@@ -26,3 +26,11 @@ def test_notebook_runs(path, tmp_path, monkeypatch):
     nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3", resources=resources).execute()
     last = notebook.cells[-1] if notebook.cells[-1].cell_type == "code" else notebook.cells[-2]
     assert last.outputs
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_stored_outputs_are_results_only(path):
+    for cell in nbformat.read(path, as_version=4).cells:
+        for output in cell.get("outputs", []):
+            assert output.get("name") != "stderr", f"a warning is stored: {output.get('text')}"
+            assert str(output.get("text", "text")).strip(), "an empty line is stored as output"
