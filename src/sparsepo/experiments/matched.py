@@ -66,6 +66,7 @@ METHODS: dict[str, Settings] = {
     "DPOP": baseline("dpop", None),
     "SimPO": baseline("simpo", None),
 }
+EFFICIENCY_BASELINES = ("DPO + anchor", "TDPO1 + anchor")
 ANCHORED_ONLY = ("SparsePO reward only", "SparsePO no fit")  # variants that are run with the anchor alone
 FINALS = ("DPO", "TDPO1", "SparsePO", "SparsePO 0.6", "SparsePO reward only", "SparsePO no fit", "MaPO", ORACLE)
 
@@ -192,32 +193,39 @@ def final_tasks(store: Store, seeds: Sequence[int], sizes: Sizes, only: Sequence
     ]
 
 
-def final_comparison(
-    tasks: Sequence[Task], store: Store, sizes: Sizes
-) -> tuple[str | None, dict[float, dict[str, Comparison]]]:
-    """The baseline (DPO, or the first method without it), and by KL budget and method the comparison with it.
+Curves = dict[str, dict[int, Curve]]
 
-    Only methods that are done on every seed; without any, (None, {}).
 
-    Raises:
-        ValueError: a budget that the samples of the reference do not reach.
-    """
+def final_curves(tasks: Sequence[Task], store: Store, sizes: Sizes) -> tuple[Curves, dict[int, TiltedReference]]:
+    """The curves of the methods that are done on every seed, by method and seed, and the optimum of each seed."""
     seeds = {task.seed: task.materials for task in tasks}
     optima = {
         seed: TiltedReference(reference_rewards(own, store, sizes.prompts, sizes.samples))
         for seed, own in seeds.items()
     }
-    curves: dict[str, dict[int, Curve]] = {}
+    curves: Curves = {}
     for task in tasks:
         result = store.result(task)
         if result is not None:
             rewards, kls = (np.array([entry[name] for entry in result["policy"]]) for name in ("rewards", "kls"))
             curves.setdefault(task.label, {})[task.seed] = Curve(rewards, kls, optima[task.seed].reference_reward)
-    complete = {name: own for name, own in curves.items() if set(own) == set(seeds)}
-    base = "DPO" if "DPO" in complete else next(iter(complete), None)
+    return {name: own for name, own in curves.items() if set(own) == set(seeds)}, optima
+
+
+def final_comparison(
+    curves: Curves, optima: Mapping[int, TiltedReference], draws: int
+) -> tuple[str | None, dict[float, dict[str, Comparison]]]:
+    """The baseline (DPO, or the first method without it), and by KL budget and method the comparison with it.
+
+    Without any method, (None, {}).
+
+    Raises:
+        ValueError: a budget that the samples of the reference do not reach.
+    """
+    base = "DPO" if "DPO" in curves else next(iter(curves), None)
     if base is None:
         return None, {}
-    return base, {budget: compare(complete, optima, budget, base, sizes.draws) for budget in KL_BUDGETS}
+    return base, {budget: compare(curves, optima, budget, base, draws) for budget in KL_BUDGETS}
 
 
 def final_tables(base: str | None, comparison: Mapping[float, Mapping[str, Comparison]]) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import matched
+from .efficiency import efficiencies, efficiency_table
 from .grids import ANCHOR, GRIDS, Setting, defaults
 from .running import run_tasks
 from .store import Store
@@ -89,8 +90,14 @@ def finals_report(tasks: Sequence[Task], store: Store, quick: bool = False) -> s
     """The page of study (f): tables at matched KL, the optimum, and the runs themselves."""
     sizes = _sizes(quick)
     parts = ["# Study: finals\n", f"{matched.__doc__}\n"]
+    curves, optima = matched.final_curves(tasks, store, sizes)
+    if curves:
+        parts += [
+            "## At the end of training, each at its own KL\n",
+            efficiency_table(efficiencies(curves, optima, matched.EFFICIENCY_BASELINES, sizes.draws)),
+        ]
     try:
-        parts.append(matched.final_tables(*matched.final_comparison(tasks, store, sizes)))
+        parts.append(matched.final_tables(*matched.final_comparison(curves, optima, sizes.draws)))
         parts.append("Estimate [95 % interval], bootstrap over seeds and prompts, the same draws for all methods.\n")
         parts += ["## The optimum: the reference tilted by the reward\n", matched.optimum_table(tasks, store, sizes)]
     except ValueError as error:  # too few samples for a budget: say so, the runs themselves are good
