@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from sparsepo.evaluation.frontier import Curve
 from sparsepo.evaluation.tilting import TiltedReference
 from sparsepo.experiments.efficiency import OptimumCurve, efficiencies, efficiency_table
-from sparsepo.experiments.frontier import Curve
 
 SEEDS = (1, 2, 3)
 

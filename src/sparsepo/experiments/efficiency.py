@@ -12,9 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from sparsepo.evaluation.frontier import Curve
 from sparsepo.evaluation.tilting import TiltedReference
-
-from .frontier import Curve
 
 Array = NDArray[np.float64]
 Interval = tuple[float, float, float]

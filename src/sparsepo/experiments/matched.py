@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from sparsepo.evaluation.frontier import Comparison, Curve, compare, reward_within
 from sparsepo.evaluation.tilting import TiltedReference
 
-from .frontier import Comparison, Curve, compare, reward_within
 from .grids import ANCHOR, FRONTIER, PLAIN, Settings, baseline
 from .playground_materials import reference_rewards
 from .playground_runs import OPTIMUM_PROMPTS, OPTIMUM_SAMPLES
@@ -225,7 +225,8 @@ def final_comparison(
     base = "DPO" if "DPO" in curves else next(iter(curves), None)
     if base is None:
         return None, {}
-    return base, {budget: compare(curves, optima, budget, base, draws) for budget in KL_BUDGETS}
+    runs = {name: {seed: [curve] for seed, curve in own.items()} for name, own in curves.items()}
+    return base, compare(runs, KL_BUDGETS, base, optima=optima, draws=draws).within
 
 
 def final_tables(base: str | None, comparison: Mapping[float, Mapping[str, Comparison]]) -> str:
@@ -257,5 +258,5 @@ def optimum_table(tasks: Sequence[Task], store: Store, sizes: Sizes) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _interval(values: tuple[float, float, float]) -> str:
-    return f"{values[0]:.4f} [{values[1]:.4f}, {values[2]:.4f}]"
+def _interval(values: tuple[float, float, float] | None) -> str:
+    return "–" if values is None else f"{values[0]:.4f} [{values[1]:.4f}, {values[2]:.4f}]"
