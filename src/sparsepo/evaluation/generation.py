@@ -50,6 +50,7 @@ def sample_completions(
     temperature: float = 1.0,
     top_p: float = 1.0,
     seed: int = 0,
+    numbers: Sequence[int] | None = None,
     batch_size: int = 64,
     progress: Progress | None = None,
 ) -> list[list[Completion]]:
@@ -65,6 +66,8 @@ def sample_completions(
         temperature: of the distribution; 0 takes the most likely token.
         top_p: nucleus sampling: the smallest set of tokens with at least this probability.
         seed: of the random numbers; the global random state is neither used nor changed.
+        numbers: a number for each prompt that, with the seed, decides what is drawn for it; None: 0, 1, 2, … A part of a
+            longer list of prompts gets the same samples with its own numbers.
         batch_size: completions generated together (no effect on the result).
         progress: called after each batch with (completions done, completions in all).
 
@@ -82,10 +85,13 @@ def sample_completions(
     results: dict[tuple[int, int], Completion] = {}
     # made before the model's generation settings are hidden: it reads their end tokens
     sampler = _Sampler(model, tokenizer, max_new_tokens, temperature, top_p, seed)
+    if numbers is not None and len(numbers) != len(prompts):
+        raise ValueError(f"{len(numbers)} numbers and {len(prompts)} prompts; give one for each.")
     with evaluating(model), _own_generation_settings(model):
         for start in range(0, len(jobs), batch_size):
             batch = jobs[start : start + batch_size]
-            for job, completion in zip(batch, sampler([encoded[row] for row, _ in batch], batch), strict=True):
+            streams = batch if numbers is None else [(numbers[row], sample) for row, sample in batch]
+            for job, completion in zip(batch, sampler([encoded[row] for row, _ in batch], streams), strict=True):
                 results[job] = completion
             if progress is not None:
                 progress(len(results), len(jobs))
@@ -94,14 +100,15 @@ def sample_completions(
 
 @contextmanager
 def evaluating(model: Any) -> Iterator[None]:
-    """Evaluation mode without gradients; the mode is restored afterwards."""
-    was_training = model.training
+    """Evaluation mode without gradients; every module's own mode is restored afterwards."""
+    in_training = [module for module in model.modules() if module.training]
     model.eval()
     try:
         with torch.no_grad():
             yield
     finally:
-        model.train(was_training)
+        for module in in_training:
+            module.training = True
 
 
 @contextmanager
