@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .asking import Asked, Manners, ask_all
-from .budget import Ledger, Prices
+from .budget import BudgetError, Ledger, Prices
 from .cache import AnswerCache, default_cache, request_key
 from .client import Endpoint, JudgeError, key_from_environment
 from .comparisons import Comparison, Joined, comparisons_of, has_both_answers, join_answers
@@ -15,6 +15,7 @@ from .templates import Template, load_template, template_names
 __all__ = [
     "AnswerCache",
     "Asked",
+    "BudgetError",
     "Comparison",
     "Endpoint",
     "Joined",

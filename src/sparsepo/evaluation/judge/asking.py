@@ -173,7 +173,9 @@ class _Asking:
         """Ask one claimed request until it is answered, given up or not allowed; the claim ends in any case."""
         try:
             for attempt in range(self.manners.retries + 1):
-                await self._pause(self.not_before - asyncio.get_running_loop().time())
+                if (wait := self.not_before - asyncio.get_running_loop().time()) > 0:
+                    self.cache.claim(key, wait + self._lease())
+                    await self._pause(wait)
                 if self.stop.is_set():
                     return
                 failure = await self._try(key)
@@ -192,7 +194,6 @@ class _Asking:
         """Send a request once; what went wrong, where another try may help."""
         body = self.bodies[key]
         entry = await self._reserve(body)
-        self.cache.claim(key, self._lease())
         state, tokens = "interrupted", None  # type: tuple[str, Tokens | None]
         try:
             answer = await self.client.ask(body)

@@ -87,8 +87,8 @@ def _texts(body: Mapping[str, Any]) -> list[str]:
 class Ledger:
     """Every request that was sent and what it cost, on disk: the cap holds over all runs into a folder, and over processes.
 
-    A request is entered at its upper bound before it is sent, and at its true cost when the answer says how many tokens it took.
-    If the process is killed in between, the upper bound stays: the answer may have been paid for.
+    A request is entered at its upper bound before it is sent, and at its true cost when the answer says how many tokens it
+    took. If the process is killed in between, the upper bound stays: the answer may have been paid for.
 
     Args:
         path: of the file; ``":memory:"``: of this process alone.
@@ -141,9 +141,8 @@ class Ledger:
                 connection.execute("UPDATE requests SET state = ? WHERE id = ?", (state, entry))
             else:
                 row = (state, tokens.sent, tokens.answered, self.prices.cost(tokens), entry)
-                connection.execute(
-                    "UPDATE requests SET state = ?, tokens_in = ?, tokens_out = ?, cost = ? WHERE id = ?", row
-                )
+                change = "UPDATE requests SET state = ?, tokens_in = ?, tokens_out = ?, cost = ? WHERE id = ?"
+                connection.execute(change, row)
 
     def summary(self) -> dict[str, Any]:
         """Requests by how they ended, tokens and cost, of all runs."""

@@ -1,7 +1,7 @@
 """One request to an OpenAI-compatible endpoint: what came back, or what went wrong and whether to try again.
 
-The ``openai`` package carries the request; its own retries are off, so that every request sent is counted here. Its answer is
-read as JSON here, since servers that speak the protocol differ in what they leave out.
+The ``openai`` package carries the request; its own retries are off, so that every request sent is counted here. The answer
+is read as JSON here, since servers that speak the protocol differ in what they leave out.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _FATAL = {
     401: "the endpoint does not accept the key: set SPARSEPO_API_KEY (or OPENAI_API_KEY) to a valid one",
     402: "the account has no money left",
     403: "the key may not use this model or endpoint",
-    404: "no such model or address: check --judge_model, and that --endpoint ends where /chat/completions begins (mostly /v1)",
-    405: "the address takes no such request: --endpoint should end where /chat/completions begins (mostly /v1)",
+    404: "no such model or address: check --judge_model, and that --endpoint ends before /chat/completions, mostly in /v1",
+    405: "the address takes no such request: --endpoint should end before /chat/completions, mostly in /v1",
 }
 _AGAIN = (408, 409, 425, 429)
 _NO_MONEY = ("insufficient_quota", "billing_hard_limit_reached")
@@ -68,7 +68,8 @@ class Endpoint:
         key: the API key; it is sent in the header and goes nowhere else.
 
     Raises:
-        ValueError: the address is none, or holds a password or query; the key cannot be sent; the time-out is not above zero.
+        ValueError: the address is none, or holds a password or query; the key cannot be sent; the time-out is not above
+            zero.
     """
 
     url: str
@@ -142,7 +143,7 @@ class Client:
             api_key=endpoint.key or "none",  # the package insists on one; local servers take any
             max_retries=0,
             timeout=endpoint.timeout,
-            default_headers=others,  # type: ignore[arg-type]
+            default_headers=others,
             http_client=openai.DefaultAsyncHttpxClient(follow_redirects=False),
         )
 
@@ -153,7 +154,8 @@ class Client:
             body: ``model``, ``messages`` and settings.
 
         Returns:
-            ``content``, ``refusal``, ``finish_reason``, ``model`` and ``usage`` of the answer, as far as the server gives them.
+            ``content``, ``refusal``, ``finish_reason``, ``model`` and ``usage`` (tokens sent and answered) of the answer,
+            None where the server does not give it.
 
         Raises:
             TryAgainError: another try may help.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,12 +24,14 @@ class Comparison:
         prompt: as text; messages of a chat one after the other, each behind its role.
         candidate, baseline: the two answers. A win is the candidate's.
         sample: which of the prompt's answers this is, from 0.
+        messages: of a prompt that came as messages.
     """
 
     prompt: str
     candidate: str
     baseline: str
     sample: int = 0
+    messages: list[dict[str, str]] | None = field(default=None, compare=False)
 
     @property
     def is_identical(self) -> bool:
@@ -68,8 +70,9 @@ class Joined:
             if only:
                 listed = ", ".join(shortened(prompt) for prompt in list(only)[:_NAMED])
                 more = f" and {len(only) - _NAMED} more" if len(only) > _NAMED else ""
+                count = sum(only.values())
                 found.append(
-                    f"{sum(only.values())} of the answers of {name} have no partner and are left out; prompts: {listed}{more}"
+                    f"{count} of the answers of {name} have no partner and are left out; prompts: {listed}{more}"
                 )
         return found
 
@@ -88,12 +91,13 @@ def join_answers(candidate: Iterable[tuple[str, Row]], baseline: Iterable[tuple[
     Raises:
         ValueError: a row lacks prompt or answer, or they are no texts; names the row. No prompt is on both sides.
     """
-    sides = [_by_prompt(candidate), _by_prompt(baseline)]
+    messages: dict[str, list[dict[str, str]]] = {}
+    sides = [_by_prompt(candidate, messages), _by_prompt(baseline, messages)]
     joined = Joined()
     for prompt, answers in sides[0].items():
         others = sides[1].get(prompt, [])
         joined.comparisons += [
-            Comparison(prompt, own, other, sample)
+            Comparison(prompt, own, other, sample, messages.get(prompt))
             for sample, (own, other) in enumerate(zip(answers, others, strict=False))
         ]
         if len(answers) > len(others):
@@ -124,7 +128,8 @@ def comparisons_of(rows: Iterable[tuple[str, Row]]) -> Joined:
             raise ValueError(f"{where}: a file with both answers needs prompt, and {accepted}; found {_fields(row)}.")
         prompt = _prompt(where, row)
         own, other = (_answer(where, name, row[name]) for name in names)
-        joined.comparisons.append(Comparison(prompt, own, other, seen[prompt]))
+        given = row["prompt"] if isinstance(row["prompt"], list) else None
+        joined.comparisons.append(Comparison(prompt, own, other, seen[prompt], given))
         seen[prompt] += 1
     if not joined.comparisons:
         raise ValueError("The file holds no rows.")
@@ -151,14 +156,9 @@ def shortened(text: str, length: int = 60) -> str:
     return json.dumps(text if len(text) <= length else text[:length] + "…", ensure_ascii=False)
 
 
-def _by_prompt(rows: Iterable[tuple[str, Row]]) -> dict[str, list[str]]:
+def _by_prompt(rows: Iterable[tuple[str, Row]], messages: dict[str, list[dict[str, str]]]) -> dict[str, list[str]]:
+    """Answers by prompt; prompts that came as messages are entered in ``messages``."""
     found: dict[str, list[str]] = {}
-    for prompt, answer in _read(rows):
-        found.setdefault(prompt, []).append(answer)
-    return found
-
-
-def _read(rows: Iterable[tuple[str, Row]]) -> Iterator[tuple[str, str]]:
     for where, row in rows:
         name = next((name for name in ANSWER_FIELDS if name in row), None)
         if name is None:
@@ -166,7 +166,11 @@ def _read(rows: Iterable[tuple[str, Row]]) -> Iterator[tuple[str, str]]:
             raise ValueError(
                 f"{where}: no answer; one of {', '.join(ANSWER_FIELDS)} is needed, found {_fields(row)}{hint}."
             )
-        yield _prompt(where, row), _answer(where, name, row[name])
+        prompt = _prompt(where, row)
+        if isinstance(row["prompt"], list):
+            messages[prompt] = row["prompt"]
+        found.setdefault(prompt, []).append(_answer(where, name, row[name]))
+    return found
 
 
 def _prompt(where: str, row: Row) -> str:

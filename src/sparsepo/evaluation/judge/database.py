@@ -29,8 +29,9 @@ class Database:
         self.path = str(path)
         if self.path != ":memory:":
             Path(self.path).parent.mkdir(parents=True, exist_ok=True)
-        # the rollback journal, not the write-ahead log: that one does not work on network file systems
-        self._connection = sqlite3.connect(self.path, timeout=_PATIENCE, isolation_level=None)
+        # The rollback journal, not the write-ahead log: that one does not work on network file systems. A notebook asks from
+        # a thread of its own, while the one that opened the file waits.
+        self._connection = sqlite3.connect(self.path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False)
         try:
             with self.transaction() as connection:
                 (found,) = connection.execute("PRAGMA user_version").fetchone()

@@ -93,7 +93,7 @@ def _order(verdicts: Sequence[Verdict], resamples: int, seed: int) -> dict[str, 
         return None
     clusters = Clusters([own.comparison.prompt for own in both])
     values = {FIRST: 1.0, TIE: 0.5, SECOND: 0.0}
-    pairs = [tuple(judgement.outcome or "" for judgement in own.judgements) for own in both]
+    pairs: list[tuple[str, ...]] = [tuple(str(judgement.outcome) for judgement in own.judgements) for own in both]
     first = np.array([sum(values[outcome] for outcome in pair) / 2 for pair in pairs])
     consistent = np.array([float(bool(own.consistent)) for own in both])
     table = Counter(pairs)

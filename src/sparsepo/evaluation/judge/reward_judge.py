@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from .comparisons import Comparison
 from .questions import Verdict
 
-# prompts and responses, as many of each → a reward each
-Scorer = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
+# prompts (texts or messages) and answers, as many of each → a reward each; sparsepo.evaluation.rewards.get_reward gives one
+Scorer = Callable[[Sequence[Any], Sequence[str]], Sequence[float]]
 
 
 def judge_by_rewards(comparisons: Sequence[Comparison], scorer: Scorer, tie_margin: float = 0.0) -> list[Verdict]:
@@ -21,12 +22,13 @@ def judge_by_rewards(comparisons: Sequence[Comparison], scorer: Scorer, tie_marg
         tie_margin: rewards at most so far apart are a tie.
 
     Raises:
-        ValueError: the margin is negative; the scorer gives another number of rewards, or one that is no finite number (named).
+        ValueError: the margin is negative; the scorer gives another number of rewards, or one that is no finite number.
     """
     if not (tie_margin >= 0 and math.isfinite(tie_margin)):
         raise ValueError(f"tie_margin={tie_margin:g} must be a number of at least zero.")
+    given = {own.prompt: own.messages or own.prompt for own in comparisons}
     unique = list(dict.fromkeys((own.prompt, text) for own in comparisons for text in (own.candidate, own.baseline)))
-    rewards = [float(value) for value in scorer([prompt for prompt, _ in unique], [text for _, text in unique])]
+    rewards = [float(value) for value in scorer([given[prompt] for prompt, _ in unique], [text for _, text in unique])]
     if len(rewards) != len(unique):
         raise ValueError(f"The reward model gave {len(rewards)} rewards for {len(unique)} answers.")
     for (prompt, text), reward in zip(unique, rewards, strict=True):

@@ -113,12 +113,13 @@ def binomial_p(successes: int, trials: int) -> float:
 def length_controlled(
     scores: Array, length_differences: Array, clusters: Clusters, resamples: int = 1_000, seed: int = 0
 ) -> dict[str, Any]:
-    """The win rate if both answers were equally long, as AlpacaEval 2 has it in principle (Dubois et al. 2024, arXiv 2404.04475).
+    """The win rate if both answers were equally long; in principle AlpacaEval 2's (Dubois et al. 2024, arXiv 2404.04475).
 
-    Fitted is P(win) = σ(θ + φ · tanh(Δ / s)), Δ the difference of the lengths in characters and s its standard deviation over
-    rows, by cross-entropy with the scores themselves (½ for a tie), θ and φ each with a ridge of 0.01 (½ · 0.01 · θ²): without it
-    there is no finite fit where length or nothing at all decides every row. The length-controlled win rate is σ(θ). AlpacaEval 2
-    has besides a difficulty of each instruction, fitted over many models: with two systems there is nothing to fit it on.
+    Fitted is P(win) = σ(θ + φ · tanh(Δ / s)), Δ the difference of the lengths in characters and s its standard deviation
+    over rows, by cross-entropy with the scores themselves (½ for a tie), with a ridge of 0.01 on each coefficient
+    (½ · 0.01 · (θ² + φ²)): without it there is no finite fit where length decides every row. The length-controlled win rate
+    is σ(θ). AlpacaEval 2 has besides a difficulty of each instruction, fitted over many models: with two systems there is
+    nothing to fit it on.
 
     Args:
         scores: (N,) in [0, 1].
@@ -127,7 +128,8 @@ def length_controlled(
         resamples, seed: of the bootstrap over prompts, each with its own fit; s stays.
 
     Returns:
-        ``value``, ``low``, ``high``, ``theta``, ``phi``, ``scale`` (s); ``value`` None with a ``reason`` where all scores are alike.
+        ``value``, ``low``, ``high``, ``theta``, ``phi``, ``scale`` (s); where all scores are alike ``value`` is None and
+        there is a ``reason``.
     """
     if np.ptp(scores) == 0:
         return {

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
-FIRST, SECOND, TIE = "first", "second", "tie"
+FIRST: Final = "first"
+SECOND: Final = "second"
+TIE: Final = "tie"
 Outcome = Literal["first", "second", "tie"]
 
 # why an answer gives no verdict
@@ -39,8 +41,8 @@ class VerdictForm:
     """How a template asks for the verdict.
 
     Args:
-        kind: ``line``: a line ``label: choice``; ``whole``: the answer is the choice and nothing else; ``marker``: the choice
-            in double square brackets, anywhere.
+        kind: ``line``: a line ``label: choice``; ``whole``: the answer is the choice and nothing else; ``marker``: the
+            choice in double square brackets, anywhere.
         choices: what is written → what it means. Upper and lower case differ.
         label: of the line.
     """
