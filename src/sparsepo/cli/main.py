@@ -19,6 +19,7 @@ COMMANDS = {
     "inspect": "what the masks chose, token by token: terminal, web page, table",
     "merge": "merge a LoRA adapter into its base model, the mask kept",
     "data": "check preference data; make pairs from scored completions",
+    "judge": "win rate of answers, by a language model or a reward model",
 }
 # Commands of a command; a folder of that name in the place of a model is written ./compare
 SUBCOMMANDS = {"inspect": ("compare", "transfer", "robustness")}

@@ -126,7 +126,7 @@ def test_settings() -> None:
 
 
 def test_answers_are_read_and_missing_ones_are_told_apart() -> None:
-    bodies, keys = requests_of(PAIRS, TEMPLATE, "m", settings_with({}))
+    _, keys = requests_of(PAIRS, TEMPLATE, "m", settings_with({}))
     cache, asked = AnswerCache(":memory:"), Asked()
     assert keys[0] is not None
     for key, letter in zip(keys[0], "AB", strict=True):
