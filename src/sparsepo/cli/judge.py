@@ -40,7 +40,10 @@ _ENDPOINT_ONLY: dict[str, Any] = {
     "retries": 6,
     "max_wait": 300.0,
 }
-_REWARD_ONLY: dict[str, Any] = {"tie_margin": 0.0, "reward_batch_size": 32, "reward_max_length": None}
+# repeated here because importing them takes seconds (a test compares them)
+REWARD_KINDS = ("classifier", "regression", "lexicon", "playground")
+_REWARD_ONLY: dict[str, Any] = {"tie_margin": 0.0, "reward_batch_size": None, "reward_max_length": None}
+_MODEL_OPTIONS = ("reward_batch_size", "reward_max_length")
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -182,10 +185,12 @@ def _by_rewards(args: argparse.Namespace, console: Any, whole: Any, joined: Any,
     spec, options = reward_spec(args.reward_model)
     judge = {"kind": "reward model", "model": args.reward_model, "reward": spec, "tie_margin": args.tie_margin}
     identity = check_identity(args, judge, whole, names)
-    if spec.startswith(("classifier:", "regression:")):
-        options |= {"batch_size": args.reward_batch_size, "max_length": args.reward_max_length}
-    elif args.reward_max_length is not None:
-        raise CliError(f"--reward_max_length has no effect with {spec}.")
+    for name in _MODEL_OPTIONS:
+        if (value := getattr(args, name)) is None:
+            continue
+        if not spec.startswith(("classifier:", "regression:")):
+            raise CliError(f"--{name} has no effect with {spec}.")
+        options[name.removeprefix("reward_")] = value
     reward = get_reward(spec, **options)
     verdicts = judge_by_rewards(joined.comparisons, _with_progress(reward, console), args.tie_margin)
     judge["notes"] = reward.notes()
@@ -198,10 +203,8 @@ def reward_spec(name: str) -> tuple[str, dict[str, Any]]:
     Raises:
         CliError: no such folder, or a folder without a model.
     """
-    from sparsepo.evaluation.rewards import REWARDS
-
     kind = name.partition(":")[0]
-    if kind not in REWARDS:
+    if kind not in REWARD_KINDS:
         from transformers import AutoConfig
 
         from .models import check_model_name

@@ -19,7 +19,7 @@ CONTENT_NOTICE = (
     "disturbing words."
 )
 _CUT = 1_500  # characters of a text on the page
-_OUTCOMES = ("first", "tie", "second")
+_OUTCOMES = ("first", "tie", "second")  # as in the report's table
 
 
 def result_rows(report: Mapping[str, Any]) -> list[list[str]]:
@@ -96,6 +96,8 @@ def write_page(
     )
     with figure_style() as pyplot:
         _add_figures(document, pyplot, report, verdicts)
+    if report["win_rate"] is not None and report["order"] is not None:
+        _add_orders(document, report)
     if left_out := left_out_rows(report):
         document.heading("Without a verdict")
         document.table(["why", "how many"], left_out)
@@ -117,11 +119,6 @@ def _add_figures(document: Document, pyplot: Any, report: Mapping[str, Any], ver
             "equal length is its height at zero."
         )
         document.figure(_by_length(pyplot, report, verdicts), "length", caption)
-    if report["order"] is not None:
-        caption = (
-            "Verdicts of the two orders. Without a liking for a place everything lies on the diagonal from top right."
-        )
-        document.figure(_orders(pyplot, report), "orders", caption)
 
 
 def _rates(pyplot: Any, report: Mapping[str, Any]) -> Any:
@@ -164,19 +161,16 @@ def _by_length(pyplot: Any, report: Mapping[str, Any], verdicts: Sequence[Verdic
     return figure
 
 
-def _orders(pyplot: Any, report: Mapping[str, Any]) -> Any:
-    names = report["names"]
-    table = np.array(report["order"]["table"])
-    figure, axes = pyplot.subplots(figsize=(4.2, 3.0))
-    axes.imshow(table, cmap="Blues", vmin=0, vmax=max(int(table.max()), 1) * 1.6, aspect="auto")
-    for (row, column), count in np.ndenumerate(table):
-        axes.text(column, row, str(count), ha="center", va="center")
-    axes.set_xticks(range(3), _OUTCOMES)
-    axes.set_yticks(range(3), _OUTCOMES)
-    axes.set_xlabel(f"preferred with {names[1]} shown first")
-    axes.set_ylabel(f"preferred with {names[0]} shown first")
-    axes.grid(visible=False)
-    return figure
+def _add_orders(document: Document, report: Mapping[str, Any]) -> None:
+    candidate, baseline = report["names"]
+    document.heading("The two orders")
+    header = [f"{candidate} first ↓, {baseline} first →", *(f"{outcome} preferred" for outcome in _OUTCOMES)]
+    rows = zip(header[1:], report["order"]["table"], strict=True)
+    document.table(header, [[label, *(f"{count:,}" for count in counts)] for label, counts in rows])
+    document.text(
+        "A judge without a liking for a place says first in one order and second in the other, or a tie in both. First in "
+        "both, or second in both, is a verdict on the place and counts as a tie."
+    )
 
 
 def _add_judge(document: Document, judge: Mapping[str, Any], report: Mapping[str, Any]) -> None:
@@ -194,8 +188,9 @@ def _add_judge(document: Document, judge: Mapping[str, Any], report: Mapping[str
         ["settings", ", ".join(f"{name} {value}" for name, value in judge["settings"].items())],
         ["template", f"{template['name']}: {template['about']}"],
         ["its source", template["source"]],
-        ["answers of this run, of the cache", f"{asking['answered']:,}, {asking['cached']:,}"],
-        ["requests sent into this folder's account", f"{spent['requests']:,}"],
+        ["answers of this run, known before", f"{asking['answered']:,}, {asking['cached']:,}"],
+        ["requests sent in all", f"{spent['requests']:,}"],
+        *([f"of them {end}", f"{count:,}"] for end, count in spent["by_end"].items()),
         ["tokens sent, answered", f"{spent['tokens_in']:,}, {spent['tokens_out']:,}"],
     ]
     if judge["prices"] is not None:
