@@ -232,6 +232,7 @@ def _example(verdict: Verdict) -> list[str]:
 
 
 def _cut(text: str) -> str:
+    text = text.strip()
     return text if len(text) <= _CUT else text[:_CUT] + f"… ({len(text) - _CUT:,} characters more)"
 
 
