@@ -21,6 +21,7 @@ COMMANDS = {
     "reward-model": "train a small reward model: labelled texts, scored completions, or preference pairs",
     "merge": "merge a LoRA adapter into its base model, the mask kept",
     "data": "check preference data; sample completions; make pairs from scored ones",
+    "judge": "win rate of answers, by a language model or a reward model",
 }
 # Commands of a command; a folder of that name in the place of a model is written ./compare
 SUBCOMMANDS = {"inspect": ("compare", "transfer", "robustness")}
