@@ -17,6 +17,9 @@ COMMANDS = {
     "sft": "supervised fine-tuning, or a small model and its tokenizer from your own texts",
     "evaluate": "all training metrics of a saved model on held-out pairs",
     "inspect": "what the masks chose, token by token: terminal, web page, table",
+    "summaries": "ROUGE, BERTScore, diversity and faithfulness of summaries, of models or files",
+    "reasoning": "Open LLM Leaderboard tasks with lm-eval, normalised, before and after training",
+    "humanrank": "HumanRankEval: does a model rank answers as people voted?",
     "merge": "merge a LoRA adapter into its base model, the mask kept",
     "data": "check preference data; make pairs from scored completions",
 }

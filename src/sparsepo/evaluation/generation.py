@@ -52,6 +52,7 @@ def sample_completions(
     seed: int = 0,
     batch_size: int = 64,
     progress: Progress | None = None,
+    numbers: Sequence[int] | None = None,
 ) -> list[list[Completion]]:
     """Sample completions of each prompt.
 
@@ -67,6 +68,8 @@ def sample_completions(
         seed: of the random numbers; the global random state is neither used nor changed.
         batch_size: completions generated together (no effect on the result).
         progress: called after each batch with (completions done, completions in all).
+        numbers: the prompts' indices in their streams of random numbers; None: 0, 1, … So prompts may be sampled in
+            parts, in several calls, with the result of one call.
 
     Returns:
         For each prompt in order, its ``samples_per_prompt`` completions.
@@ -76,6 +79,9 @@ def sample_completions(
     """
     _check_settings(max_new_tokens, samples_per_prompt, temperature, top_p, batch_size)
     encoded = [_encode(tokenizer, prompt, row) for row, prompt in enumerate(prompts)]
+    if numbers is not None and len(numbers) != len(prompts):
+        raise ValueError(f"numbers has {len(numbers)} entries for {len(prompts)} prompts; give one a prompt.")
+    streams = range(len(prompts)) if numbers is None else numbers
     jobs = [(row, sample) for row in range(len(prompts)) for sample in range(samples_per_prompt)]
     # prompts of like length together: less padding
     jobs.sort(key=lambda job: len(encoded[job[0]]))
@@ -85,7 +91,8 @@ def sample_completions(
     with evaluating(model), _own_generation_settings(model):
         for start in range(0, len(jobs), batch_size):
             batch = jobs[start : start + batch_size]
-            for job, completion in zip(batch, sampler([encoded[row] for row, _ in batch], batch), strict=True):
+            drawn = [(streams[row], sample) for row, sample in batch]
+            for job, completion in zip(batch, sampler([encoded[row] for row, _ in batch], drawn), strict=True):
                 results[job] = completion
             if progress is not None:
                 progress(len(results), len(jobs))
