@@ -19,7 +19,10 @@ class Kept:
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
-        self.found = 0  # results that were there already
+
+    def is_missing(self, key: str) -> bool:
+        """Whether it is still to be made."""
+        return self.folder is None or not (self.folder / f"{key}.json").is_file()
 
     def __call__(self, key: str, make: Callable[[], Any]) -> Any:
         """What is kept under a key; made, and kept, if it is not there.
@@ -35,7 +38,6 @@ class Kept:
                 content = json.loads(path.read_text(encoding="utf-8"))
             except ValueError as error:
                 raise CliError(f"{path} is damaged ({error}); delete it to compute it again.") from error
-            self.found += 1
             return content
         from sparsepo.inspection.document import write_whole
 

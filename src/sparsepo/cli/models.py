@@ -104,6 +104,15 @@ def load_adapter(name: str, kwargs: dict[str, Any], trainable: bool, base: str |
     return PeftModel.from_pretrained(model, name, is_trainable=trainable)
 
 
+def load_any_model(name: str, dtype: str, use_cpu: bool, trust_remote_code: bool) -> Any:
+    """A model, or an adapter on its base, on the GPU where there is one."""
+    import torch
+
+    kwargs = {"dtype": dtype, "trust_remote_code": trust_remote_code}
+    model = load_adapter(name, kwargs, trainable=False) if is_adapter(name) else load_model(name, kwargs)
+    return model if use_cpu or not torch.cuda.is_available() else model.to("cuda")
+
+
 def load_tokenizer(name: str, revision: str | None = None, trust_remote_code: bool = False) -> Any:
     """The tokenizer of a model, with a padding token."""
     from transformers import AutoTokenizer

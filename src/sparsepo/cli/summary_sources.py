@@ -118,7 +118,7 @@ def _sampled(
     from sparsepo.evaluation.summaries.sampling import Sampling, sample_summaries
 
     from .kept import Kept
-    from .models import load_tokenizer
+    from .models import load_any_model, load_tokenizer
     from .waiting import Waiting
 
     sampling = Sampling(args.samples, args.top_p, args.max_new_tokens, args.seed, batch_size=args.batch_size)
@@ -126,7 +126,7 @@ def _sampled(
     texts = _fitting(
         args, source, tokenizer, [_filled(args.template, rows.prompt) for rows in prompts.values()], console
     )
-    load = cache(lambda: (_model(args, source.path), tokenizer))
+    load = cache(lambda: (load_any_model(source.path, args.dtype, args.use_cpu, args.trust_remote_code), tokenizer))
     sets = []
     for temperature in args.temperatures:
         keep = Kept(_samples_folder(args, source, texts, temperature, sampling, folder))
@@ -165,16 +165,6 @@ def _fitting(args: argparse.Namespace, source: Source, tokenizer: Any, texts: li
     if cut:
         say(console, f"{source.name}: {cut:,} of {len(texts):,} prompts are cut to their last {room:,} tokens")
     return found
-
-
-def _model(args: argparse.Namespace, name: str) -> Any:
-    import torch
-
-    from .models import is_adapter, load_adapter, load_model
-
-    kwargs = {"dtype": args.dtype, "trust_remote_code": args.trust_remote_code}
-    model = load_adapter(name, kwargs, trainable=False) if is_adapter(name) else load_model(name, kwargs)
-    return model if args.use_cpu or not torch.cuda.is_available() else model.to("cuda")
 
 
 def _filled(template: str, prompt: Any) -> Any:
