@@ -248,31 +248,42 @@ metadata: {{version: 1.0}}
     )
 
 
-def test_a_local_group_runs_offline_with_lm_evals_own_numbers(tmp_path: Path) -> None:
-    """Tasks that bear the leaderboard's names take their place: here MUSR's three, run one by one."""
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What datasets makes of local files stays in the test's folder."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def test_a_local_task_runs_offline_with_lm_evals_own_numbers(tmp_path: Path) -> None:
+    """A task that bears a name of the leaderboard takes its place."""
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
-    names = BY_NAME["MUSR"].tasks
-    for number, name in enumerate(names):
-        write_task(tmp_path, name, rows=5 + number)
-    (tmp_path / "group.yaml").write_text(f"group: mine\ntask: [{', '.join(names)}]\n", encoding="utf-8")
-    manager = task_manager(["mine"], tmp_path)
-    jobs = expanded(["mine", names[0]], manager)
-    assert jobs == list(names)
-    check_loadable(jobs, manager)
+    name = "leaderboard_mmlu_pro"
+    write_task(tmp_path, name, rows=7)
+    manager = task_manager([name], tmp_path)
     model, tokenizer = tiny_model("gpt2", head_scale=5.0), tiny_tokenizer()
-    found = {one.task: one for job in jobs for one in run_job(job, model, tokenizer, manager, batch_size=4)}
-    output = simple_evaluate(HFLM(pretrained=model, tokenizer=tokenizer), tasks=list(names), task_manager=manager)
+    (found,) = run_job(name, model, tokenizer, manager, batch_size=4)
+    output = simple_evaluate(HFLM(pretrained=model, tokenizer=tokenizer), tasks=[name], task_manager=manager)
     assert output is not None
-    for name in names:
-        own, theirs = raw(found[name], "acc_norm"), output["results"][name]
-        assert own.value == pytest.approx(theirs["acc_norm,none"])
-        assert own.stderr == pytest.approx(theirs["acc_norm_stderr,none"])
-        assert TaskResult(**json.loads(json.dumps(found[name].to_json()))).to_json() == found[name].to_json()
-    score = normalised(BY_NAME["MUSR"], found)
+    own, theirs = raw(found, "acc"), output["results"][name]
+    assert own.value == pytest.approx(theirs["acc,none"])
+    assert own.stderr == pytest.approx(theirs["acc_stderr,none"])
+    assert len(found.rows["acc"]) == 7
+    assert TaskResult(**json.loads(json.dumps(found.to_json()))).to_json() == found.to_json()
+    score = normalised(BY_NAME["MMLU-PRO"], {name: found})
     assert score is not None
-    assert 0 <= score.value <= 100
+    assert score.value == pytest.approx(normalise(own.value, 0.1))
+
+
+def test_groups_are_taken_apart(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        write_task(tmp_path, name)
+    (tmp_path / "inner.yaml").write_text("group: inner\ntask: [a, b]\n", encoding="utf-8")
+    (tmp_path / "outer.yaml").write_text("group: outer\ntask: [inner, c]\n", encoding="utf-8")
+    manager = task_manager(["outer"], tmp_path)
+    assert expanded(["outer", "a"], manager) == ["a", "b", "c"]
+    check_loadable(["a", "b", "c"], manager)
 
 
 def test_a_tasks_state_changes_with_its_data(tmp_path: Path) -> None:
