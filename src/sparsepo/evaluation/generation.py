@@ -81,6 +81,8 @@ def sample_completions(
             positions (its row is named).
     """
     _check_settings(max_new_tokens, samples_per_prompt, temperature, top_p, batch_size)
+    if numbers is not None and len(numbers) != len(prompts):
+        raise ValueError(f"numbers has {len(numbers)} entries for {len(prompts)} prompts; give one a prompt.")
     encoded = encode_prompts(model, tokenizer, prompts, max_new_tokens, max_prompt_length)
     jobs = [(row, sample) for row in range(len(prompts)) for sample in range(samples_per_prompt)]
     # prompts of like length together: less padding
@@ -88,8 +90,6 @@ def sample_completions(
     results: dict[tuple[int, int], Completion] = {}
     # made before the model's generation settings are hidden: it reads their end tokens
     sampler = _Sampler(model, tokenizer, max_new_tokens, temperature, top_p, seed)
-    if numbers is not None and len(numbers) != len(prompts):
-        raise ValueError(f"{len(numbers)} numbers and {len(prompts)} prompts; give one for each.")
     with evaluating(model), _own_generation_settings(model):
         for start in range(0, len(jobs), batch_size):
             batch = jobs[start : start + batch_size]
