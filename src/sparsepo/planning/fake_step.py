@@ -118,7 +118,14 @@ def record_step(
 
 class _Step:
     def __init__(
-        self, shape: ModelShape, settings: PlanSettings, needs: Needs, tokens: int, response: int, memory: float, gpu: bool
+        self,
+        shape: ModelShape,
+        settings: PlanSettings,
+        needs: Needs,
+        tokens: int,
+        response: int,
+        memory: float,
+        gpu: bool,
     ) -> None:
         self.shape, self.settings, self.needs, self.tokens, self.response = shape, settings, needs, tokens, response
         self.memory, self.on_gpu = memory, gpu
@@ -267,9 +274,7 @@ class _Step:
         """What was followed."""
         ledger = self.ledger
         flops = dict(ledger.flops)
-        flops["head"] = products_of(
-            self.scorer, self.shape.hidden_size, self.shape.vocabulary, not self.settings.lora
-        )
+        flops["head"] = products_of(self.scorer, self.shape.hidden_size, self.shape.vocabulary, not self.settings.lora)
         return StepRecord(
             dict(ledger.peak),
             ledger.peak_phase,
@@ -310,7 +315,7 @@ def _with_adapters(model: nn.Module, settings: PlanSettings) -> nn.Module:
         r=settings.lora_r, lora_alpha=2 * settings.lora_r, target_modules=targets, task_type="CAUSAL_LM"
     )
     with torch.device("meta"):
-        adapted: Any = get_peft_model(model, config)  # type: ignore[arg-type]
+        adapted: Any = get_peft_model(model, config)
     return adapted
 
 

@@ -120,9 +120,7 @@ def _operand(weight: Tensor, shape: ScorerShape) -> Tensor:
     return weight.detach().to(shape.half) if shape.half is not None and weight.dtype == torch.float32 else weight
 
 
-def _walk(
-    hidden: Tensor, head: Tensor, grad_hidden: Tensor, grad_weight: Tensor | None, shape: ScorerShape
-) -> None:
+def _walk(hidden: Tensor, head: Tensor, grad_hidden: Tensor, grad_weight: Tensor | None, shape: ScorerShape) -> None:
     """One group of each size after another; the buffers stay."""
     vocabulary = head.shape[0]
     work = shape.walk_of(head, grad_hidden, grad_weight)

@@ -64,7 +64,12 @@ def config_of(source: str, trust_remote_code: bool = False) -> Any:
 
 
 def config_by_hand(
-    params: float | None, layers: int, hidden: int, vocab: int, heads: int | None = None, intermediate: int | None = None
+    params: float | None,
+    layers: int,
+    hidden: int,
+    vocab: int,
+    heads: int | None = None,
+    intermediate: int | None = None,
 ) -> Any:
     """A Llama-like config of the given sizes; with ``params`` the MLP is as wide as makes their number.
 
