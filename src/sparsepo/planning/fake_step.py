@@ -34,6 +34,8 @@ class StepRecord:
         phases: largest sum in each phase.
         flops: floating-point operations of each phase, the scorer's in ``head``.
         operations: kernels of each phase, about.
+        traffic: bytes that operations other than products move, of each phase.
+        rows: scored tokens.
         trainable: numbers that are trained, without the mask's.
         mask_parameters: of the mask's heads.
         weights, reference: bytes of the policy's and the reference's weights.
@@ -45,6 +47,8 @@ class StepRecord:
     phases: dict[str, float]
     flops: dict[str, int]
     operations: dict[str, int]
+    traffic: dict[str, int]
+    rows: int
     trainable: int
     mask_parameters: int
     weights: int
@@ -281,6 +285,8 @@ class _Step:
             dict(ledger.phases),
             flops,
             dict(ledger.operations),
+            dict(ledger.traffic),
+            self.scorer.rows,
             self.trainable,
             self.mask_parameters,
             self.weights,

@@ -25,12 +25,13 @@ Factors = dict[str, float]
 
 
 class Ledger(TorchDispatchMode):
-    """Live bytes by part, their peak, operations and floating-point operations, of what runs inside.
+    """Live bytes by part, their peak, operations, floating-point operations and bytes moved, of what runs inside.
 
     Args:
         factors: on a part's bytes in the total whose peak is looked for (a part that is sharded over n devices: 1/n).
 
-    ``peak`` is what every part held when the total was largest; ``phases`` the largest total in each phase.
+    ``peak`` is what every part held when the total was largest; ``phases`` the largest total in each phase. ``traffic`` counts the bytes that operations other
+    than products read and write.
     """
 
     def __init__(self, factors: Factors | None = None) -> None:
@@ -43,6 +44,7 @@ class Ledger(TorchDispatchMode):
         self.phases: defaultdict[str, float] = defaultdict(float)
         self.flops: defaultdict[str, int] = defaultdict(int)
         self.operations: defaultdict[str, int] = defaultdict(int)
+        self.traffic: defaultdict[str, int] = defaultdict(int)
         self._part, self._phase = "activations", "start"
         self._entries: dict[int, tuple[str, int]] = {}
 
@@ -114,6 +116,10 @@ class Ledger(TorchDispatchMode):
             self.pass_through(4 * qkv[0].numel())  # flash attention on CUDA adds the queries' gradient up in float32
         elif func.overloadpacket in flop_registry:
             self.flops[self._phase] += int(flop_registry[func.overloadpacket](*args, **kwargs, out_val=out))
+        elif not name.startswith(("empty", "new_empty", "detach")):
+            outs = out if isinstance(out, (tuple, list)) else (out,)
+            moved = [t for t in (*args, *outs) if isinstance(t, Tensor)]
+            self.traffic[self._phase] += sum(t.numel() * t.element_size() for t in moved)
 
 
 def bytes_of(tensors: Any) -> int:

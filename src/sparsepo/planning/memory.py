@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .fake_step import StepRecord, record_step
-from .settings import PlanSettings
+from .settings import OPTIMIZERS, PlanSettings
 from .shapes import ModelShape
 
 MIB = 1 << 20
@@ -113,7 +113,7 @@ def _sharded_states(shape: ModelShape, settings: PlanSettings, record: StepRecor
     if kind == "ddp":
         return {"sharding": float(record.trainable_bytes)}  # buckets of gradients
     wide = 4 if settings.precision != "bf16" else 2
-    states = {"adamw": 2.0, "adamw_8bit": 0.5, "sgd": 0.0}[settings.optimizer]
+    states = OPTIMIZERS[settings.optimizer]
     mask_states = 8.0 * record.mask_parameters
     if kind == "fsdp2":
         frozen = (all_numbers - trained) * (wide if not settings.lora else 2 if settings.precision == "bf16" else 4)

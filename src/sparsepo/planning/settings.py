@@ -11,7 +11,8 @@ PRECISIONS = {
     "fp32": "float32 throughout",
 }
 SHARDINGS = ("none", "ddp", "fsdp2", "zero2", "zero3")
-OPTIMIZERS = {"adamw": 2.0, "adamw_8bit": 0.5, "sgd": 0.0}  # state, in sizes of float32-less: see optimizer_bytes
+# name → size of its states, in sizes of what they belong to
+OPTIMIZERS = {"adamw": 2.0, "adamw_8bit": 0.5, "sgd": 0.0}
 MASKS = ("learned", "activation", "other", "none")
 
 
@@ -26,6 +27,7 @@ class PlanSettings:
         epochs: passes over the data.
         objective: name of the loss.
         mask: ``learned``, ``activation``, ``other`` (random, data, dense: reads nothing of the reference) or ``none``.
+        mask_layers: ``all`` blocks or the ``last``, that a learned mask reads.
         independent: two mask heads instead of one.
         lora: train adapters instead of the weights.
         lora_r: their rank.
@@ -50,6 +52,7 @@ class PlanSettings:
     epochs: float = 1.0
     objective: str = "sparsepo"
     mask: str = "learned"
+    mask_layers: str = "all"
     independent: bool = False
     lora: bool = False
     lora_r: int = 16
@@ -77,7 +80,7 @@ class PlanSettings:
         if self.scorer_memory_mib is not None and not self.scorer_memory_mib > 0:
             raise ValueError(f"scorer_memory_mib={self.scorer_memory_mib!r} must be above 0.")
         for name, allowed in (("precision", PRECISIONS), ("sharding", SHARDINGS), ("optimizer", OPTIMIZERS),
-                              ("mask", MASKS)):  # fmt: skip
+                              ("mask", MASKS), ("mask_layers", ("all", "last"))):  # fmt: skip
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(allowed)}.")
         self._check_lengths()
