@@ -19,6 +19,8 @@ COMMANDS = {
     "inspect": "what the masks chose, token by token: terminal, web page, table",
     "merge": "merge a LoRA adapter into its base model, the mask kept",
     "data": "check preference data; make pairs from scored completions",
+    "plan": "memory, time and disk of a run before it is started, and what to change when it does not fit",
+    "doctor": "versions, devices, what is missing and what that disables",
 }
 # Commands of a command; a folder of that name in the place of a model is written ./compare
 SUBCOMMANDS = {"inspect": ("compare", "transfer", "robustness")}

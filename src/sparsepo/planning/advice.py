@@ -110,7 +110,9 @@ def _changes(name: str, settings: PlanSettings) -> Iterator[dict[str, Any]]:
             accumulation=rest,
         )
     if name == "cache" and not settings.precompute_ref and settings.mask != "other":
-        yield change("--precompute_ref true", "disk, and one pass of the reference before training", precompute_ref=True)
+        yield change(
+            "--precompute_ref true", "disk, and one pass of the reference before training", precompute_ref=True
+        )
     if name == "shard" and settings.sharding in ("none", "ddp", "zero2"):
         count = settings.devices if settings.devices > 1 else 8
         more = "" if settings.devices > 1 else f" --num_processes {count}"
