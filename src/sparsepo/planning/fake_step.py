@@ -154,9 +154,16 @@ class _Step:
         mask = None
         if self.needs.states:
             sharing = "independent" if settings.independent else "common"
+            all_layers = settings.mask_layers == "all"
             with torch.device("meta"):
                 text = self.shape.config.get_text_config()
-                mask = LearnedMask(text.hidden_size, text.num_hidden_layers, sharing=sharing, map=MASK_MAP)
+                mask = LearnedMask(
+                    text.hidden_size,
+                    text.num_hidden_layers,
+                    sharing=sharing,
+                    map=MASK_MAP if all_layers else "linear",
+                    layers=settings.mask_layers,
+                )
         return policy.train(), reference, mask
 
     def materialise(self, policy: nn.Module, reference: nn.Module | None, mask: LearnedMask | None) -> None:
@@ -316,7 +323,7 @@ def _autocast_of_cuda(settings: PlanSettings, on_gpu: bool) -> Iterator[None]:
 def _with_adapters(model: nn.Module, settings: PlanSettings) -> nn.Module:
     from peft import LoraConfig, get_peft_model
 
-    targets = settings.lora_targets if isinstance(settings.lora_targets, str) else list(settings.lora_targets)
+    targets = list(settings.lora_targets) if isinstance(settings.lora_targets, tuple) else settings.lora_targets
     config = LoraConfig(
         r=settings.lora_r, lora_alpha=2 * settings.lora_r, target_modules=targets, task_type="CAUSAL_LM"
     )

@@ -30,8 +30,8 @@ class Ledger(TorchDispatchMode):
     Args:
         factors: on a part's bytes in the total whose peak is looked for (a part that is sharded over n devices: 1/n).
 
-    ``peak`` is what every part held when the total was largest; ``phases`` the largest total in each phase. ``traffic`` counts the bytes that operations other
-    than products read and write.
+    ``peak`` is what every part held when the total was largest; ``phases`` the largest total in each phase. ``traffic``
+    counts the bytes that operations other than products read and write.
     """
 
     def __init__(self, factors: Factors | None = None) -> None:

@@ -31,7 +31,7 @@ class PlanSettings:
         independent: two mask heads instead of one.
         lora: train adapters instead of the weights.
         lora_r: their rank.
-        lora_targets: ``all-linear``, or names of modules.
+        lora_targets: ``all-linear``, or names of modules; None: PEFT's for the architecture.
         precision: of :data:`PRECISIONS`.
         batch_size: pairs of a micro-batch on one device.
         accumulation: micro-batches of an optimiser step.
@@ -56,7 +56,7 @@ class PlanSettings:
     independent: bool = False
     lora: bool = False
     lora_r: int = 16
-    lora_targets: str | tuple[str, ...] = "all-linear"
+    lora_targets: str | tuple[str, ...] | None = "all-linear"
     precision: str = "mixed"
     batch_size: int = 1
     accumulation: int = 1
