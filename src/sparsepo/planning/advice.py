@@ -6,12 +6,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from .disk import plan_disk
+from .fake_step import needs_of
 from .memory import MemoryPlan, plan_memory
 from .settings import PlanSettings
 from .shapes import ModelShape
 
-# In the order in which they are tried together: what costs time, then what costs digits, then what changes the method
-_NAMES = ("checkpointing", "batch", "cache", "shard", "eight_bit", "half", "shorter", "lora")
+# In the order in which they are tried together: what costs time, then digits, then what changes the method, then money
+_NAMES = ("checkpointing", "batch", "cache", "shard", "eight_bit", "half", "shorter", "lora", "more")
+LARGE_CACHE = 50 << 30  # the default of precompute_ref_max_gib: a larger one is not what is tried first
 
 
 @dataclass(frozen=True)
@@ -58,14 +61,15 @@ def advise(
         device_bytes: of a device.
         tell: called with the name of each change that is being looked at.
     """
+    cache = plan_disk(shape, settings).total
     changes = []
     for name in _NAMES:
-        for change in _changes(name, settings):
+        for change in _changes(name, settings, cache):
             tell(change["flags"])
             found = plan_memory(shape, change["settings"], device_bytes)
             changes.append(Change(memory=found.total, saved=memory.total - found.total, **change))
     changes = sorted((c for c in changes if c.saved > 0), key=lambda c: -c.saved)
-    return Advice(changes, _together(shape, settings, changes, device_bytes, tell))
+    return Advice(changes, _together(shape, settings, changes, device_bytes, cache, tell))
 
 
 def _together(
@@ -73,12 +77,15 @@ def _together(
     settings: PlanSettings,
     single: list[Change],
     device_bytes: float,
+    cache: float,
     tell: Callable[[str], None],
 ) -> list[Change] | None:
     helps = {change.flags for change in single}
     taken: list[Change] = []
     for name in _NAMES:
-        for change in _changes(name, settings):
+        if name == "cache" and cache > LARGE_CACHE:
+            continue
+        for change in _changes(name, settings, cache):
             if change["flags"] not in helps:
                 continue
             tell("with " + change["flags"])
@@ -93,39 +100,34 @@ def _together(
     return None
 
 
-def _changes(name: str, settings: PlanSettings) -> Iterator[dict[str, Any]]:
-    """The change of that name, where there is something to change."""
+def _changes(name: str, settings: PlanSettings, cache: float) -> Iterator[dict[str, Any]]:
+    """The change of that name, where there is something to change; ``cache``: bytes of a reference cache."""
 
     def change(flags: str, cost: str, **values: Any) -> dict[str, Any]:
         return {"flags": flags, "cost": cost, "settings": settings.changed(**values)}
 
     if name == "checkpointing" and not settings.checkpointing:
-        yield change("--gradient_checkpointing true", "a third more time", checkpointing=True)
+        yield change("--activation_checkpointing true", "a third more time", checkpointing=True)
     if name == "batch" and settings.batch_size > 1:
         rest = settings.batch_size * settings.accumulation
-        yield change(
-            f"--per_device_train_batch_size 1 --gradient_accumulation_steps {rest}",
-            "same numbers, slower where rows are short",
-            batch_size=1,
-            accumulation=rest,
-        )
-    if name == "cache" and not settings.precompute_ref and settings.mask != "other":
-        yield change(
-            "--precompute_ref true", "disk, and one pass of the reference before training", precompute_ref=True
-        )
-    if name == "shard" and settings.sharding in ("none", "ddp", "zero2"):
-        count = settings.devices if settings.devices > 1 else 8
-        more = "" if settings.devices > 1 else f" --num_processes {count}"
-        yield change(
-            f"--accelerate_config fsdp2{more}", "communication" + (f", {count} devices" if more else ""),
-            sharding="fsdp2", devices=count,
-        )  # fmt: skip
+        yield change(f"--per_device_train_batch_size 1 --gradient_accumulation_steps {rest}",
+                     "same numbers, slower where rows are short", batch_size=1, accumulation=rest)  # fmt: skip
+    if name == "cache" and not settings.precompute_ref and needs_of(settings).reference:
+        cost = f"{cache / 2**30:,.0f} GiB of disk, one pass of the reference before training"
+        yield change("--precompute_ref true", cost, precompute_ref=True)
+    if name == "shard" and settings.devices > 1 and settings.sharding in ("ddp", "zero2"):
+        yield change("--accelerate_config fsdp2", "communication", sharding="fsdp2")
     if name == "eight_bit" and settings.optimizer == "adamw" and not settings.lora:
         yield change("--optim adamw_bnb_8bit", "optimiser states with 8 bits (bitsandbytes)", optimizer="adamw_8bit")
     if name == "half" and settings.precision == "mixed":
-        yield change("--dtype bfloat16", "updates below bfloat16's digits are lost", precision="bf16")
+        cost = "none for frozen weights" if settings.lora else "updates below bfloat16's digits are lost"
+        yield change("--dtype bfloat16", cost, precision="bf16")
     if name == "shorter" and settings.max_length >= 2 * (settings.prompt_tokens + settings.response_tokens):
         half = settings.max_length // 2
         yield change(f"--max_length {half}", "long rows are cut", max_length=half)
     if name == "lora" and not settings.lora:
         yield change("--use_peft true", "adapters instead of all weights", lora=True)
+    if name == "more":
+        count = 8 if settings.devices == 1 else 2 * settings.devices
+        flags = f"--accelerate_config fsdp2 --num_processes {count}"
+        yield change(flags, f"{count} devices, communication", sharding="fsdp2", devices=count)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -108,15 +109,27 @@ def record_step(
         factors: on a part's bytes in the sum whose peak is looked for.
         device_bytes: of the device, of which the scorer's budget is a share.
         on_gpu: a GPU's kernels and tiles.
+
+    Raises:
+        ValueError: the architecture's step depends on values (some mixtures of experts).
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     step = _Step(shape, settings, needs_of(settings), tokens, response_tokens, device_bytes, on_gpu)
     step.ledger.factors = factors or {}
-    models = step.meta_models()
-    with FakeTensorMode(), step.ledger, _autocast_of_cuda(settings, on_gpu):
-        step.materialise(*models)
-        step.run()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of transformers and PEFT about models that nobody will run
+        models = step.meta_models()
+        try:
+            with FakeTensorMode(), step.ledger, _autocast_of_cuda(settings, on_gpu):
+                step.materialise(*models)
+                step.run()
+        except RuntimeError as error:  # what an operation needs to know of values, or a type that it lacks
+            raise ValueError(
+                f"A step of {shape.name} ({shape.config.model_type}) cannot be followed with "
+                f"precision={settings.precision!r} without its values: {str(error).splitlines()[0]} Try another precision (bf16), or plan a dense model of "
+                "the same sizes by hand (--params --layers --hidden --vocab)."
+            ) from error
     return step.record()
 
 

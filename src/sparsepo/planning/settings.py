@@ -42,7 +42,7 @@ class PlanSettings:
         optimizer: of :data:`OPTIMIZERS`.
         scorer_memory_mib: of the fused scorer's rows of logits; None: its default.
         padded: batches hold padding (attention then needs a mask of its own).
-        attention: transformers' name of the attention implementation.
+        attention: transformers' name of the attention implementation; None: what it chooses.
     """
 
     pairs: int = 10_000
@@ -67,7 +67,7 @@ class PlanSettings:
     optimizer: str = "adamw"
     scorer_memory_mib: float | None = None
     padded: bool = True
-    attention: str = "sdpa"
+    attention: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("pairs", "prompt_tokens", "response_tokens", "max_length", "lora_r", "batch_size",

@@ -102,7 +102,7 @@ def config_by_hand(
     )
 
 
-def meta_model(config: Any, dtype: str, attention: str = "sdpa") -> nn.Module:
+def meta_model(config: Any, dtype: str, attention: str | None = None) -> nn.Module:
     """The causal LM of a config on the meta device."""
     from transformers import AutoModelForCausalLM
 
