@@ -127,8 +127,8 @@ def record_step(
         except RuntimeError as error:  # what an operation needs to know of values, or a type that it lacks
             raise ValueError(
                 f"A step of {shape.name} ({shape.config.model_type}) cannot be followed with "
-                f"precision={settings.precision!r} without its values: {str(error).splitlines()[0]} Try another precision (bf16), or plan a dense model of "
-                "the same sizes by hand (--params --layers --hidden --vocab)."
+                f"precision={settings.precision!r} without its values: {str(error).splitlines()[0]} Try another "
+                "precision (bf16), or plan a dense model of the same sizes by hand (--params --layers --hidden --vocab)."
             ) from error
     return step.record()
 
