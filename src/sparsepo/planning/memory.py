@@ -125,17 +125,17 @@ def _sharded_states(shape: ModelShape, settings: PlanSettings, record: StepRecor
     if kind == "fsdp2":
         frozen = (all_numbers - trained) * (wide if not settings.lora else 2 if settings.precision == "bf16" else 4)
         width = 4 if settings.lora else wide
+        models = 2 if record.reference else 1
         parts = {
             "weights": (frozen + trained * width) / n,
             "gradients": trained * width / n,
             "optimizer": states * trained * width / n + mask_states,
             "reference": record.reference and shape.parameters * wide / n,
-            # two blocks gathered ahead in half precision, their gradients before they are scattered, and embeddings and
-            # head, which stay whole from forward to backward; the scorer gathers the head in the weights' own type
+            # two blocks gathered ahead in half precision, their gradients before they are scattered; embeddings and head,
+            # which stay whole once they are gathered; the scorer's head in the weights' own type, and in half precision
             "sharding": 2 * 2 * shape.largest_block
             + (0 if settings.lora else 2 * wide * shape.largest_block)
-            + 2 * shape.embeddings
-            + (1 + (record.reference > 0)) * wide * shape.head,
+            + models * (2 * shape.embeddings + (wide + (2 if wide == 4 else 0)) * shape.head),
         }
         return {name: float(size) for name, size in parts.items()}
     master = 4 * trained
