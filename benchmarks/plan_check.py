@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import copy
 import gc
+import json
 import platform
 import statistics
 import sys
@@ -22,6 +23,7 @@ import traceback
 import warnings
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -280,9 +282,31 @@ def planned(case: Case, device: str, memory: float) -> dict[str, Any]:
     record = plan.record
     static = {"weights": record.weights, "reference": record.reference,
               "gradients": record.trainable_bytes + 4 * record.mask_parameters}  # fmt: skip
-    return {"parts": plan.parts, "allocated": plan.allocated, "when": plan.when, "static": static,
-            "flops": record.flops, "operations": record.operations, "seconds": time.perf_counter() - start,
-            "trainable": record.trainable, "phases": record.phases}  # fmt: skip
+    return {
+        "parts": plan.parts,
+        "allocated": plan.allocated,
+        "when": plan.when,
+        "static": static,
+        "flops": record.flops,
+        "operations": record.operations,
+        "traffic": record.traffic,
+        "rows": record.rows,
+        "trainable": record.trainable,
+        "phases": record.phases,
+        "seconds": time.perf_counter() - start,
+    }
+
+
+def again(path: str, output: str | None) -> None:
+    """The measurements of an earlier run beside what is planned now."""
+    found = json.loads(Path(path).read_text())
+    for row in found["rows"]:
+        row["planned"] = planned(Case(**row["case"]), "cuda", found["memory"])
+        print(table([row]).splitlines()[-1], file=sys.stderr, flush=True)
+    text = f"`python benchmarks/plan_check.py`\n\nMeasured on {found['setting']}\n\n{table(found['rows'])}"
+    if output:
+        write_results(output, text, found)
+    print(text)
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -311,11 +335,15 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="small sizes, on a CPU too")
     parser.add_argument("--seconds", type=float, default=220, help="take up no new case after so many")
     parser.add_argument("--output", help="write OUTPUT.md and OUTPUT.json")
+    parser.add_argument("--again", metavar="FILE.json", help="measure nothing: plan anew what this file has measured")
     args = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    if args.again:
+        again(args.again, args.output)
+        return
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu" and not args.tiny:
         parser.error("no CUDA device is there; --tiny tries the command on a CPU")
-    warnings.filterwarnings("ignore")
     start = time.perf_counter()
     memory = float(torch.cuda.get_device_properties(0).total_memory) if device == "cuda" else 80.0 * 2**30
     name = torch.cuda.get_device_name(0) if device == "cuda" else platform.machine()

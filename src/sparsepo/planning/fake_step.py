@@ -121,7 +121,7 @@ def record_step(
         warnings.simplefilter("ignore")  # of transformers and PEFT about models that nobody will run
         models = step.meta_models()
         try:
-            with FakeTensorMode(), step.ledger, _autocast_of_cuda(settings, on_gpu):
+            with FakeTensorMode(), step.ledger, _as_on_cuda(settings, on_gpu):
                 step.materialise(*models)
                 step.run()
         except RuntimeError as error:  # what an operation needs to know of values, or a type that it lacks
@@ -316,8 +316,11 @@ class _Step:
 
 
 @contextmanager
-def _autocast_of_cuda(settings: PlanSettings, on_gpu: bool) -> Iterator[None]:
-    """CUDA's mixed precision computes layer norms in float32, a CPU's leaves them in the states' type."""
+def _as_on_cuda(settings: PlanSettings, on_gpu: bool) -> Iterator[None]:
+    """Two things that CUDA does otherwise than a CPU: mixed precision computes layer norms in float32, and attention has
+    kernels of its own, which save other tensors. And on both: rows are not packed, which transformers asks of values."""
+    from transformers import masking_utils
+
     plain = nn.functional.layer_norm
 
     def in_float32(*args: Any, **kwargs: Any) -> Tensor:
@@ -329,8 +332,42 @@ def _autocast_of_cuda(settings: PlanSettings, on_gpu: bool) -> Iterator[None]:
 
         return plain(*map(wide, args), **{name: wide(value) for name, value in kwargs.items()})
 
-    with patch.object(nn.functional, "layer_norm", in_float32) if settings.autocast and on_gpu else nullcontext():
+    unpacked = patch.object(masking_utils, "find_packed_sequence_indices", lambda *_: None)
+    if not on_gpu:
+        with unpacked:
+            yield
+        return
+    with (
+        unpacked,
+        patch.object(nn.functional, "layer_norm", in_float32) if settings.autocast else nullcontext(),
+        patch.object(nn.functional, "scaled_dot_product_attention", _cuda_attention),
+    ):
         yield
+
+
+def _cuda_attention(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
+    is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
+) -> Tensor:  # fmt: skip
+    """Flash attention for half precision without a mask of its own, else memory-efficient attention, as PyTorch chooses."""
+    half = torch.bfloat16 if torch.is_autocast_enabled("cpu") else query.dtype
+    query, key, value = (tensor.to(half) for tensor in (query, key, value))
+    out: Tensor
+    if attn_mask is None and half != torch.float32:
+        out = torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, 0.0, is_causal, False, scale=scale)[
+            0
+        ]
+        return out
+    if enable_gqa and key.shape[1] != query.shape[1]:
+        key, value = (tensor.repeat_interleave(query.shape[1] // key.shape[1], 1) for tensor in (key, value))
+    bias = attn_mask
+    if bias is not None:
+        bias = torch.zeros_like(bias, dtype=half) if bias.dtype == torch.bool else bias.to(half)
+        bias = bias.expand(*query.shape[:2], *bias.shape[-2:])
+    out = torch.ops.aten._scaled_dot_product_efficient_attention(
+        query, key, value, bias, True, 0.0, is_causal, scale=scale
+    )[0]
+    return out
 
 
 def _with_adapters(model: nn.Module, settings: PlanSettings) -> nn.Module:

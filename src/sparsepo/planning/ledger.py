@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 ALIGNMENT = 512  # bytes to which CUDA's caching allocator rounds
-_FLASH = "_scaled_dot_product_flash_attention_for_cpu"
+_ON_CPU = "_scaled_dot_product_flash_attention_for_cpu"
 # Part → factor on its bytes on one device
 Factors = dict[str, float]
 
@@ -108,14 +108,18 @@ class Ledger(TorchDispatchMode):
 
     def _count(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         name = func._schema.name.removeprefix("aten::")
-        if name == _FLASH:
+        if name == _ON_CPU:
             self.flops[self._phase] += sdpa_flop_count(args[0].shape, args[1].shape, args[2].shape)
-        elif name == f"{_FLASH}_backward":
-            gradient, *qkv = args[:4]
-            self.flops[self._phase] += sdpa_backward_flop_count(gradient.shape, *(t.shape for t in qkv))
-            self.pass_through(4 * qkv[0].numel())  # flash attention on CUDA adds the queries' gradient up in float32
+        elif name == f"{_ON_CPU}_backward":
+            self.flops[self._phase] += sdpa_backward_flop_count(*(t.shape for t in args[:4]))
         elif func.overloadpacket in flop_registry:
             self.flops[self._phase] += int(flop_registry[func.overloadpacket](*args, **kwargs, out_val=out))
+            if name == "_scaled_dot_product_flash_attention_backward":
+                query, key = args[1:3]
+                expanded = 0 if query.shape[1] == key.shape[1] else 2 * query.numel() * query.element_size()
+                self.pass_through(
+                    4 * query.numel() + expanded
+                )  # sums of the queries' gradient; keys' and values' a head
         elif not name.startswith(("empty", "new_empty", "detach")):
             outs = out if isinstance(out, (tuple, list)) else (out,)
             moved = [t for t in (*args, *outs) if isinstance(t, Tensor)]
