@@ -18,6 +18,7 @@ ALLOWED: dict[str, set[str]] = {
     "inspection": {"objectives", "masks", "data", "evaluation"},
     "playground": {"objectives", "masks", "evaluation"},
     "training": {"objectives", "masks", "scoring", "data"},
+    "planning": {"objectives", "masks", "scoring", "training"},
     "experiments": {"objectives", "masks", "scoring", "data", "evaluation", "inspection", "playground", "training"},
 }
 

@@ -66,6 +66,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _load_libraries() -> None:
     """Import what takes seconds, all at once, so that no stage seems slower than it is."""
+    from sparsepo.compatibility import check_versions
+
+    check_versions()
     from trl import SFTTrainer  # noqa: F401
 
     import sparsepo.training  # noqa: F401

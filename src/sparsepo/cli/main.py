@@ -25,6 +25,8 @@ COMMANDS = {
     "merge": "merge a LoRA adapter into its base model, the mask kept",
     "data": "check preference data; sample completions; make pairs from scored ones",
     "judge": "win rate of answers, by a language model or a reward model",
+    "plan": "memory, time and disk of a run before it is started, and what to change when it does not fit",
+    "doctor": "versions, devices, what is missing and what that disables",
 }
 # Commands of a command; a folder of that name in the place of a model is written ./compare
 SUBCOMMANDS = {"inspect": ("compare", "transfer", "robustness")}

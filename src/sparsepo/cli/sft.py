@@ -54,6 +54,9 @@ def run(arguments: list[str]) -> int:
 
 def parser() -> Any:
     """The parser of all flags: TRL's and ours."""
+    from sparsepo.compatibility import check_versions
+
+    check_versions()
     from trl import ModelConfig, ScriptArguments, SFTConfig
 
     from .arguments import SftArguments

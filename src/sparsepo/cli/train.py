@@ -45,6 +45,9 @@ def run(arguments: list[str]) -> int:
 
 def parser() -> Any:
     """The parser of all flags: TRL's, the trainer's and ours."""
+    from sparsepo.compatibility import check_versions
+
+    check_versions()
     from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
 
     from sparsepo.training import SparsePOConfig

@@ -1,7 +1,7 @@
 """The one file that touches TRL's private names, and the transformers names that only it should know.
 
-Everything else in the package calls what stands here. The TRL version is pinned in pyproject.toml; on another one the
-import below fails with one message instead of a traceback from the middle of a run.
+Everything else in the package calls what stands here. The TRL version is pinned in pyproject.toml; on another one
+:func:`sparsepo.compatibility.check_versions` has refused with one message before this file is imported.
 """
 
 from __future__ import annotations
@@ -15,25 +15,13 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+import trl.trainer.dpo_trainer as _dpo_module
 from torch import Tensor, nn
-
-try:
-    import trl.trainer.dpo_trainer as _dpo_module
-    from trl import DPOConfig, DPOTrainer
-    from trl.data_utils import common_prefix_length, is_conversational
-    from trl.trainer.callbacks import SyncRefModelCallback
-    from trl.trainer.dpo_trainer import DataCollatorForPreference
-    from trl.trainer.utils import maybe_gather_lm_head_ctx, use_adapter
-except ImportError as error:  # pragma: no cover - depends on the installed version
-    import importlib.metadata
-
-    try:
-        found = importlib.metadata.version("trl")
-    except importlib.metadata.PackageNotFoundError:
-        found = "none"
-    raise ImportError(
-        f"sparsepo needs TRL 1.16.0 and found {found}. Install it with `pip install trl==1.16.0`. ({error})"
-    ) from error
+from trl import DPOConfig, DPOTrainer
+from trl.data_utils import common_prefix_length, is_conversational
+from trl.trainer.callbacks import SyncRefModelCallback
+from trl.trainer.dpo_trainer import DataCollatorForPreference
+from trl.trainer.utils import maybe_gather_lm_head_ctx, use_adapter
 
 from sparsepo.scoring.head import LMHead
 
