@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -240,7 +241,7 @@ def test_the_optimum_and_the_share_of_its_gain() -> None:
     found = summarise(runs, {"sft": reference}, SummarySettings(draws=50, budgets=(0.1,)))
     line = found["optimum"]
     assert line[0] == {"kl": 0.0, "reward": pytest.approx(reference.rewards.mean())}
-    assert all(b["reward"] > a["reward"] for a, b in zip(line, line[1:], strict=False))
+    assert all(b["reward"] > a["reward"] for a, b in pairwise(line))
     share = found["comparison"]["within"][0]["methods"]["DPO"]["share"]["value"]
     # to first order the optimum gains sd √(2 KL) = 0.1 √0.2 at 0.1 nats; the run half-way in √KL to +0.05
     assert share == pytest.approx(0.05 / np.sqrt(2) / (0.1 * np.sqrt(0.2)), rel=0.25)
