@@ -73,7 +73,7 @@ def test_a_win_rate(sparsepo: Call, tmp_path: Path, files: tuple[Path, Path]) ->
         assert [row["score"] for row in rows] == [0, 1, 1, 0, 1, 1]
         assert {path.name for path in out.iterdir()} >= {"judge.html", "plots", "account.sqlite"}
         page = (out / "judge.html").read_text()
-        assert "disturbing" in page
+        assert "shown as data and models wrote them" in page
         assert "good answer 1" in page
         # the same again asks nothing, and gives the same
         assert sparsepo("judge", *flags).status == 0
@@ -178,6 +178,20 @@ def test_transcripts_with_both_answers(sparsepo: Call, tmp_path: Path) -> None:
         assert "Human: hi" in server.bodies[0]["messages"][0]["content"]
     assert "1 transcripts cannot be split and are left out" in result.out
     assert report_of(tmp_path / "out")["win_rate"]["value"] == 1.0
+
+
+def test_offensive_words_are_announced_and_masked(sparsepo: Call, tmp_path: Path) -> None:
+    rows = [{"prompt": "a murder in town", "response_a": "good answer", "response_b": "poor answer"}]
+    data = write_rows(tmp_path / "both.jsonl", rows)
+    with judge_server(verdict=by_quality) as server:
+        flags = ["judge", data, *endpoint_flags(server.url), "--output", tmp_path / "out"]
+        assert sparsepo(*flags).status == 0
+        page = (tmp_path / "out" / "judge.html").read_text()
+        assert "Content notice" in page
+        assert "murder in" in page
+        assert sparsepo(*flags, "--content_filter").status == 0
+        assert "murder in" not in (tmp_path / "out" / "judge.html").read_text()
+        assert "murder in" in server.bodies[0]["messages"][0]["content"]  # the judge reads what was written
 
 
 def test_mismatched_prompts_are_named(sparsepo: Call, tmp_path: Path, files: tuple[Path, Path]) -> None:

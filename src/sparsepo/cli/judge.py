@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .base import CliError
+from .content_flags import add_content_flags, content_filter_of
 from .saved_runs import check_output_folder
 
 _DESCRIPTION = """Win rate of the answers in CANDIDATE against those in BASELINE, joined by their prompts; or of the two
@@ -76,6 +77,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "--examples", type=int, default=6, help="of each kind on the page (default: 6); 0: no texts on it"
     )
+    add_content_flags(parser)
     _add_endpoint(parser)
     _add_reward(parser)
     parser.set_defaults(func=run)
@@ -134,8 +136,9 @@ def run(args: argparse.Namespace) -> int:
     console = Console()
     joined, remarks = read_comparisons(args.candidate, args.baseline)
     names = names_of(args.names, args.candidate, args.baseline)
+    words = content_filter_of(args)
     for remark in [*remarks, *joined.complaints(names)]:
-        say(console, remark)
+        say(console, remark if words is None else words.mask(remark))
     whole = joined
     if args.limit is not None:
         joined = joined.first(args.limit)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .base import RUN_ERROR, CliError
+from .content_flags import content_filter_of
 
 REPORT, VERDICTS = "judge.json", "verdicts.jsonl"
 
@@ -59,7 +60,7 @@ def finish(
     report = {"names": names, "complete": is_complete, "stopped": stopped, **summary}
     report |= {"judge": judge, **(more or {}), "seed": args.seed, "resamples": args.resamples, "identity": identity}
     write_rows([own.to_json() for own in verdicts], folder / VERDICTS, overwrite=True)
-    write_page(report, verdicts, folder, args.examples)
+    write_page(report, verdicts, folder, args.examples, content_filter_of(args))
     write_whole(folder / REPORT, json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     console.print(text_table(f"{names[0]} against {names[1]}", ["", ""], result_rows(report)))
     if left_out := left_out_rows(report):
@@ -68,7 +69,7 @@ def finish(
         say(console, note)
     if "spent" in report and judge["prices"] is not None:
         say(console, f"cost of all runs into this folder: {report['spent']['cost']:.4g}")
-    say(console, f"wrote {folder / 'judge.html'} (it shows texts: examples), {REPORT}, {VERDICTS} and plots/")
+    say(console, f"wrote {folder / 'judge.html'}, {REPORT}, {VERDICTS} and plots/")
     if stopped:
         say(console, f"stopped: {stopped}. What is answered is kept; raise the cap and run again to go on.")
         return RUN_ERROR

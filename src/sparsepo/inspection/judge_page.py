@@ -9,15 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from sparsepo.data.content import ContentFilter, content_notice
 from sparsepo.evaluation.judge import Verdict
 
 from .document import COLOURS, Document, figure_style, number, percent, with_interval
 from .figures import errors_of
 
-CONTENT_NOTICE = (
-    "The texts are shown as data and models wrote them. Dialogues and forum posts may hold offensive, violent or otherwise "
-    "disturbing words."
-)
 _CUT = 1_500  # characters of a text on the page
 _OUTCOMES = ("first", "tie", "second")  # as in the report's table
 
@@ -67,7 +64,11 @@ def left_out_rows(report: Mapping[str, Any]) -> list[list[str]]:
 
 
 def write_page(
-    report: Mapping[str, Any], verdicts: Sequence[Verdict], folder: str | os.PathLike[str], examples: int = 6
+    report: Mapping[str, Any],
+    verdicts: Sequence[Verdict],
+    folder: str | os.PathLike[str],
+    examples: int = 6,
+    words: ContentFilter | None = None,
 ) -> Path:
     """Write ``judge.html`` and ``plots/``.
 
@@ -76,6 +77,7 @@ def write_page(
         verdicts: of all comparisons.
         folder: where to.
         examples: of each kind; 0: no texts on the page.
+        words: to mask in the examples.
 
     Returns:
         The page's path.
@@ -104,7 +106,7 @@ def write_page(
         document.text("An answer that does not follow the form is counted here and never guessed.")
     _add_judge(document, judge, report)
     if examples:
-        _add_examples(document, verdicts, (candidate, baseline), examples)
+        _add_examples(document, verdicts, (candidate, baseline), examples, words)
     return document.write(folder / "judge.html")
 
 
@@ -201,23 +203,36 @@ def _add_judge(document: Document, judge: Mapping[str, Any], report: Mapping[str
     document.table(["role", "prompt"], messages, texts=(0, 1), mono=True, folded="The judge's prompt")
 
 
-def _add_examples(document: Document, verdicts: Sequence[Verdict], names: tuple[str, str], count: int) -> None:
+def _add_examples(
+    document: Document,
+    verdicts: Sequence[Verdict],
+    names: tuple[str, str],
+    count: int,
+    words: ContentFilter | None,
+) -> None:
     kinds = {
         f"{names[0]} better": [own for own in verdicts if own.score is not None and own.score > 0.5],
         f"{names[1]} better": [own for own in verdicts if own.score is not None and own.score < 0.5],
         "the orders disagree": [own for own in verdicts if own.consistent is False],
         "no verdict": [own for own in verdicts if own.score is None and not own.unasked],
     }
+    shown = {
+        f"{kind}: {min(count, len(own))} of {len(own):,}": [
+            _example(own[place]) for place in np.linspace(0, len(own) - 1, min(count, len(own))).astype(int)
+        ]
+        for kind, own in kinds.items()
+        if own
+    }
     document.heading("Examples")
-    document.text(CONTENT_NOTICE)
-    for kind, own in kinds.items():
-        if own:
-            shown = [own[place] for place in np.linspace(0, len(own) - 1, min(count, len(own))).astype(int)]
-            has_judge = any(verdict.judgements for verdict in shown)
-            header = ["prompt", *names, "the judge, in both orders" if has_judge else "difference of the rewards"]
-            rows = [_example(verdict) for verdict in shown]
-            folded = f"{kind}: {len(shown)} of {len(own):,}"
-            document.table(header, rows, texts=range(4), mono=True, folded=folded)
+    document.text("Texts are shown as data and models wrote them; press a line to see them.")
+    if notice := content_notice((text for rows in shown.values() for row in rows for text in row), words):
+        document.text(notice)
+    has_rewards = any(own.margin is not None for own in verdicts)
+    header = ["prompt", *names, "difference of the rewards" if has_rewards else "the judge, in both orders"]
+    for folded, rows in shown.items():
+        if words is not None:
+            rows = [[words.mask(text) for text in row] for row in rows]
+        document.table(header, rows, texts=range(4), mono=True, folded=folded)
 
 
 def _example(verdict: Verdict) -> list[str]:

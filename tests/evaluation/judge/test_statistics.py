@@ -63,7 +63,7 @@ def test_where_nothing_varies_the_interval_is_wilsons() -> None:
     found = mean_with_interval(np.ones(20), clusters_of(20))
     assert found["interval"] == "wilson"
     assert found["high"] == 1.0
-    assert found["low"] == pytest.approx(20 / (20 + 1.959964**2), rel=1e-6)
+    assert found["low"] == pytest.approx(20 / (20 + 1.96**2), rel=1e-6)
     assert mean_with_interval(np.full(3, 7.0), clusters_of(3))["interval"] is None
 
 

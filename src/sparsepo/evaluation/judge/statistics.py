@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sparsepo.evaluation.proportions import wilson_interval
+
 Array = NDArray[np.float64]
-_Z = 1.959964  # of a 95 % interval
 _CHUNK = 2_000_000  # numbers of a block of resamples
 _RIDGE = 0.01  # of the logistic fit: a normal prior of standard deviation 10 on both coefficients
 _NEWTON = 50
@@ -42,10 +43,11 @@ class Clusters:
         """How often each row is drawn when prompts are drawn with replacement, in blocks of (some, N)."""
         generator = np.random.default_rng(seed)
         block = max(1, min(count, _CHUNK // max(len(self.of_row), 1)))
-        even = np.full(self.count, 1.0 / self.count)
         for start in range(0, count, block):
-            drawn = generator.multinomial(self.count, even, size=min(block, count - start))
-            yield drawn[:, self.of_row].astype(np.float64)
+            size = min(block, count - start)
+            drawn = generator.integers(self.count, size=(size, self.count)) + self.count * np.arange(size)[:, None]
+            counts = np.bincount(drawn.ravel(), minlength=size * self.count).reshape(size, self.count)
+            yield counts[:, self.of_row].astype(np.float64)
 
 
 def mean_with_interval(values: Array, clusters: Clusters, resamples: int = 10_000, seed: int = 0) -> dict[str, Any]:
@@ -69,15 +71,9 @@ def mean_with_interval(values: Array, clusters: Clusters, resamples: int = 10_00
         low, high = np.quantile(np.concatenate(draws), (0.025, 0.975))
         return {**found, "low": float(low), "high": float(high), "interval": "bootstrap"}
     if 0 <= value <= 1:
-        low, high = _wilson(value, clusters.count)
+        low, high = wilson_interval(value, clusters.count)
         return {**found, "low": low, "high": high, "interval": "wilson"}
     return {**found, "low": None, "high": None, "interval": None}
-
-
-def _wilson(share: float, count: int) -> tuple[float, float]:
-    centre = (share + _Z * _Z / (2 * count)) / (1 + _Z * _Z / count)
-    half = _Z * math.sqrt(share * (1 - share) / count + _Z * _Z / (4 * count * count)) / (1 + _Z * _Z / count)
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def sign_test(scores: Array, clusters: Clusters) -> dict[str, Any]:
