@@ -217,8 +217,8 @@ def notes_of(sets: list[Any], judges: Any, groups: list[str]) -> list[str]:
             own, total = own_references(one.items), sum(len(item.summaries) for item in one.items)
             if own:
                 notes.append(
-                    f"{one.label}: {own:,} of {total:,} summaries are their own reference, word for word; their ROUGE and "
-                    "BERTScore say nothing."
+                    f"{one.label}: {own:,} of {total:,} summaries are their own reference, word for word; their ROUGE is "
+                    "100 by construction."
                 )
     if len({one.name for one in sets}) > 1:
         least = min(len(one.items) for one in sets)

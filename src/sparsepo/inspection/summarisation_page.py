@@ -100,13 +100,12 @@ def write_report(
     content = report(scored, differences, settings=dict(settings or {}), notes=list(notes))
     document = Document("Summaries", ", ".join(dict.fromkeys(one.source.name for one in scored)), folder / "plots")
     document.heading("Result")
-    for note in notes:
-        document.text(note)
     for title, (header, rows) in tables(scored).items():
         if len(_temperatures(scored)) > 1:
             document.subheading(title[0].upper() + title[1:])
         document.table(header, rows)
-    document.text(NOTE)
+    for note in (NOTE, *notes):
+        document.text(note)
     if differences:
         document.heading("Differences")
         document.table(*difference_table(differences))
@@ -145,7 +144,8 @@ def _figures(document: Document, scored: Sequence[Scored]) -> None:
 
 
 def _shown(estimates: Sequence[Mapping[str, Any]]) -> list[str]:
-    return [name for name in METRICS if any(own.get(name, {}).get("count") for own in estimates)]
+    """Metrics that some source has; none that is zero everywhere (no empty summaries, say)."""
+    return [name for name in METRICS if any(own.get(name, {}).get("value") for own in estimates)]
 
 
 def _lines(scored: Sequence[Scored], estimates: Sequence[Mapping[str, Any]], *names: str) -> dict[str, list[Any]]:
@@ -207,7 +207,7 @@ def _bars(pyplot: Any, scored: Sequence[Scored], estimates: Sequence[Mapping[str
         values, errors = errors_of([own for _, own in kept])
         axes.barh(range(len(kept)), values, xerr=errors, ecolor="#888888")
         axes.set_yticks(range(len(kept)), [label for label, _ in kept])
-        axes.invert_yaxis()
+        axes.set_ylim(len(scored) - 0.4, -0.6)  # bars as high as in the other panels; the first on top
         axes.set_title(f"{metric.label} {_ARROWS[metric.better]}", fontsize=9.5)
         axes.grid(axis="y", visible=False)
     return figure

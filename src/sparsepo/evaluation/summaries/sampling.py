@@ -116,13 +116,21 @@ def shortened(tokenizer: Any, prompt: Prompt, room: int) -> Prompt:
     """A prompt of at most ``room`` tokens: the end of a text that is longer (where the model is told what to do).
 
     Raises:
-        ValueError: a conversation is too long; where it could be cut is not clear.
+        ValueError: a conversation is too long (where it could be cut is not clear), or the tokenizer does not say where its
+            tokens stand.
     """
     if not isinstance(prompt, str):
         ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
         if len(ids) > room:
             raise ValueError(f"A conversation has {len(ids)} tokens, and there is room for {room}; shorten it.")
         return prompt
+    length = len(tokenizer(prompt)["input_ids"])
+    if length <= room:
+        return prompt
+    if not tokenizer.is_fast:
+        raise ValueError(
+            f"A prompt has {length} tokens, and there is room for {room}; this tokenizer cannot cut it: do so before."
+        )
     spans = tokenizer(prompt, return_offsets_mapping=True)
     text, over = prompt, len(spans["input_ids"]) - room
     starts = [start for start, end in spans["offset_mapping"] if end > start]
