@@ -1,4 +1,4 @@
-"""The comparison of plans with measured steps: it runs, here and where TRL is absent, and what it measured on a GPU holds."""
+"""The comparison of plans with measured steps: it runs, with TRL and without, and what it measured on a GPU holds."""
 
 from __future__ import annotations
 
