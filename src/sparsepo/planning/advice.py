@@ -13,7 +13,8 @@ from .settings import PlanSettings
 from .shapes import ModelShape
 
 # In the order in which they are tried together: what costs time, then digits, then what changes the method, then money
-_NAMES = ("checkpointing", "batch", "cache", "shard", "eight_bit", "half", "shorter", "lora", "more")
+_NAMES = ("checkpointing", "batch", "scorer", "cache", "shard", "eight_bit", "half", "shorter", "lora", "more")
+SMALL_SCORER = 256  # MiB of rows of logits
 LARGE_CACHE = 50 << 30  # the default of precompute_ref_max_gib: a larger one is not what is tried first
 
 
@@ -112,6 +113,9 @@ def _changes(name: str, settings: PlanSettings, cache: float) -> Iterator[dict[s
         rest = settings.batch_size * settings.accumulation
         yield change(f"--per_device_train_batch_size 1 --gradient_accumulation_steps {rest}",
                      "same numbers, slower where rows are short", batch_size=1, accumulation=rest)  # fmt: skip
+    if name == "scorer" and settings.scorer_memory_mib is None:
+        yield change(f"--scorer_memory_mib {SMALL_SCORER}", "some speed where responses are long",
+                     scorer_memory_mib=float(SMALL_SCORER))  # fmt: skip
     if name == "cache" and not settings.precompute_ref and needs_of(settings).reference:
         cost = f"{cache / 2**30:,.0f} GiB of disk, one pass of the reference before training"
         yield change("--precompute_ref true", cost, precompute_ref=True)
