@@ -1,4 +1,4 @@
-"""``sparsepo data check`` and ``sparsepo data pairs``."""
+"""``sparsepo data check``, ``sparsepo data pairs`` and ``sparsepo data sample``."""
 
 from __future__ import annotations
 
@@ -8,9 +8,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from .content_flags import add_content_flags, content_filter_of
+from .data_sample import add_sample
+
 _CHECK = """Find what would break or distort training, and say what training does about it: rows are dropped and
 counted, and the command ends with status 0. With --strict any dropped row is an error (status 1) that names row and
 field."""
+_LOOKED_AT = 500  # rows, for the content notice
 _PAIRS = """Make preference pairs from scored completions (prompt, text, reward) or votes (history, human_ref_A,
 human_ref_B, labels). Rows of a prompt need not stand together."""
 
@@ -18,11 +22,12 @@ human_ref_B, labels). Rows of a prompt need not stand together."""
 def add_parser(subparsers: Any) -> None:
     """Register ``data`` with its subcommands; each sets ``func``, which takes the namespace and returns an exit status."""
     data = subparsers.add_parser(
-        "data", help="check preference data; make pairs from scored completions", allow_abbrev=False
+        "data", help="check preference data; sample completions; make pairs from scored ones", allow_abbrev=False
     )
     commands = data.add_subparsers(dest="data_command", required=True, metavar="COMMAND")
     _add_check(commands)
     _add_pairs(commands)
+    add_sample(commands)
 
 
 def _add_source(parser: argparse.ArgumentParser) -> None:
@@ -57,6 +62,7 @@ def _add_check(commands: Any) -> None:
     )
     parser.add_argument("--json", metavar="OUT", help="write the report as JSON ('-': print it instead of the table)")
     parser.add_argument("--output", metavar="OUT", help="write the rows that stay (.jsonl, .jsonl.gz, .parquet)")
+    add_content_flags(parser)
     parser.set_defaults(func=run_check)
 
 
@@ -112,6 +118,7 @@ def run_check(args: argparse.Namespace) -> int:
         check_output(Path(args.output), args.overwrite)
     if args.json and args.json != "-":
         check_output(Path(args.json), args.overwrite, (".json",))
+    words = content_filter_of(args)
     tokenizer = _load_tokenizer(args.tokenizer) if args.tokenizer else None
     dataset = _load(args)
     held_out = load_preference_data(args.eval, split=args.eval_split) if args.eval else None
@@ -120,8 +127,10 @@ def run_check(args: argparse.Namespace) -> int:
             dataset, tokenizer, args.max_length, args.max_prompt_length, held_out, settings, name=args.file
         )
     except CheckError as error:
+        _announce(error.report, dataset, words)
         _show(error.report, args.json)
         raise
+    _announce(report, dataset, words)
     _show(report, args.json)
     if args.output:
         write_rows(clean, args.output, args.overwrite)
@@ -180,17 +189,27 @@ def _eval_output(args: argparse.Namespace, output: Path) -> Path | None:
     return check_output(path, args.overwrite)
 
 
-def _load(args: argparse.Namespace, kinds: tuple[Any, ...] = ("preference", "hh_transcript")) -> Any:
-    from sparsepo.data import load_preference_data
-
+def renames_of(given: list[str]) -> dict[str, str]:
+    """``OLD=NEW`` texts as a mapping."""
     renames = {}
-    for item in args.rename:
+    for item in given:
         old, equals, new = item.partition("=")
         if not (old and equals and new):
             raise ValueError(f"--rename {item!r}: write OLD=NEW, such as question=prompt.")
         renames[old] = new
+    return renames
+
+
+def _load(args: argparse.Namespace, kinds: tuple[Any, ...] = ("preference", "hh_transcript")) -> Any:
+    from sparsepo.data import load_preference_data
+
     return load_preference_data(
-        args.file, split=args.split, name=args.name, columns=renames, kinds=kinds, data_dir=args.data_dir
+        args.file,
+        split=args.split,
+        name=args.name,
+        columns=renames_of(args.rename),
+        kinds=kinds,
+        data_dir=args.data_dir,
     )
 
 
@@ -208,6 +227,25 @@ def _load_tokenizer(name: str) -> Any:
             f"--tokenizer {name}: the folder holds no tokenizer files (its tokenizer turns text into nothing)."
         )
     return tokenizer
+
+
+def _announce(report: Any, dataset: Any, words: Any) -> None:
+    """The content notice among the report's notes, and masked words in its examples."""
+    from itertools import islice
+
+    from sparsepo.data.content import content_notice
+
+    texts = [
+        "\n".join(str(row[name]) for name in ("prompt", "chosen", "rejected") if row.get(name))
+        for row in islice(dataset, _LOOKED_AT)
+    ]
+    notice = content_notice(texts, words)
+    if notice:
+        report.notes.append(notice)
+    if words is not None:
+        for finding in report.findings.values():
+            for example in finding.examples:
+                example["detail"] = words.mask(example["detail"])
 
 
 def _show(report: Any, json_path: str | None) -> None:
