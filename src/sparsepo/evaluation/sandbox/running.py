@@ -229,7 +229,6 @@ def _kind_of(name: str) -> str:
         "ImportError": "import",
         "MemoryError": "memory",
         "SystemExit": "exit",
-        "ProgramError": "exception",
     }.get(name, "exception")
 
 
