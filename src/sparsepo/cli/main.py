@@ -18,6 +18,7 @@ COMMANDS = {
     "evaluate": "all training metrics of a saved model on held-out pairs",
     "inspect": "what the masks chose, token by token: terminal, web page, table",
     "merge": "merge a LoRA adapter into its base model, the mask kept",
+    "experiment": "a task of the paper, from data to table and plot, at any size",
     "data": "check preference data; make pairs from scored completions",
 }
 # Commands of a command; a folder of that name in the place of a model is written ./compare
