@@ -47,7 +47,9 @@ def _add_run(commands: Any) -> None:
         "same --output on a shared folder, it takes what nobody else is at.",
     )
     run.add_argument("task", nargs="?", choices=TASKS, help="what is to be learned")
-    run.add_argument("--size", default="small", help="smoke, small, paper, or the path of a recipe (default: %(default)s)")
+    run.add_argument(
+        "--size", default="small", help="smoke, small, paper, or the path of a recipe (default: %(default)s)"
+    )
     run.add_argument("--output", metavar="FOLDER", help="folder of the experiment (default: runs/TASK_SIZE)")
     run.add_argument("--data_dir", metavar="DIR", help="folder of the files that the recipe names (default: .)")
     run.add_argument("--data", nargs="+", default=[], metavar="ROLE=FILE", help="other data; --dry_run lists the roles")
@@ -55,7 +57,9 @@ def _add_run(commands: Any) -> None:
         "--set", dest="changes", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
         help="change a setting of the recipe: betas=[0.1,0.5] train.max_steps=20; null leaves it out",
     )  # fmt: skip
-    run.add_argument("--jobs", type=int, default=1, help="processes on this machine, one thread each (default: %(default)s)")
+    run.add_argument(
+        "--jobs", type=int, default=1, help="processes on this machine, one thread each (default: %(default)s)"
+    )
     _add_stale_after(run)
     run.add_argument(
         "--allow-code-execution", "--allow_code_execution", action="store_true", dest="may_execute",

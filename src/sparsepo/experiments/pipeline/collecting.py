@@ -60,9 +60,7 @@ def gather(recipe: Recipe, plan: Plan, folder: ExperimentFolder) -> Row:
                 "settings": {} if trained is None else plan.stages[trained].settings["flags"],
             }
         )
-    stages = {
-        stage.name: folder.result(plan.keys[stage.name]) for stage in plan.stages.values() if stage.row == {}
-    }
+    stages = {stage.name: folder.result(plan.keys[stage.name]) for stage in plan.stages.values() if stage.row == {}}
     return {
         "task": recipe.task,
         "size": recipe.size,

@@ -84,4 +84,3 @@ def _summary(job: Job, model: Any) -> Row:
     for checkpoint in model.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)  # only to resume from; the model is saved
     return content
-

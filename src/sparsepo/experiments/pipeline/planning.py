@@ -106,7 +106,9 @@ def _materials(recipe: Recipe, sources: dict[str, list[str]], shared: dict[str, 
         action = recipe.pairs["source"]
         needed = {**needs, **model} if action == "sampled" else needs
         given = start if action == "sampled" else {}
-        yield Stage(f"pairs{tail}", "pairs", action, {**recipe.pairs, "seed": recipe.pairs["seed"] + own_seed}, given, needed)
+        yield Stage(
+            f"pairs{tail}", "pairs", action, {**recipe.pairs, "seed": recipe.pairs["seed"] + own_seed}, given, needed
+        )
     elif not tail or seed == recipe.seeds[0]:
         yield Stage("pairs", "pairs", "pairs", recipe.pairs, needs=needs)
     if recipe.reward["kind"] == "trained":
@@ -120,7 +122,9 @@ def _runs(recipe: Recipe, sources: dict[str, list[str]], own: dict[str, str], se
     needs = {role: own[role] for role in ("data", "sft", "pairs", "reward") if role in own}
     needs.setdefault("pairs", "pairs")
     start = {} if recipe.start is None else {"sft": [recipe.start]}
-    lists = _of(sources, _LISTS) if "words" in (recipe.evaluate["yardstick"],) or recipe.reward["kind"] == "lexicon" else {}
+    lists = (
+        _of(sources, _LISTS) if "words" in (recipe.evaluate["yardstick"],) or recipe.reward["kind"] == "lexicon" else {}
+    )
     wanted = [(method, beta) for beta in _betas(recipe) for method in recipe.methods if beta in recipe.betas_of(method)]
     for method, beta in wanted:
         row = {"method": method, "beta": beta, "seed": seed}
@@ -131,7 +135,9 @@ def _runs(recipe: Recipe, sources: dict[str, list[str]], own: dict[str, str], se
             given = {role: needs[role] for role in ("sft", "pairs") if role in needs}
             yield Stage(f"train {name}", "train", "train", {"flags": flags, "seed": seed}, start, given, row)
             judged["train"] = f"train {name}"
-        yield Stage(f"evaluate {name}", "evaluate", "evaluate", _evaluation(recipe, seed), {**start, **lists}, judged, row)
+        yield Stage(
+            f"evaluate {name}", "evaluate", "evaluate", _evaluation(recipe, seed), {**start, **lists}, judged, row
+        )
 
 
 def _betas(recipe: Recipe) -> list[float | None]:

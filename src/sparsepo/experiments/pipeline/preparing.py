@@ -78,7 +78,9 @@ def _load(sources: Sequence[str], split: str | None, own: Row) -> tuple[str, lis
         return kind, [row for row in rows if _is_usable(row)]
     form = preference_format(loaded, str(source))
     resolved = (resolve_row(row, form) for row in rows)
-    usable = [{name: row[name] for name in ("prompt", "chosen", "rejected")} for row, problems in resolved if not problems]
+    usable = [
+        {name: row[name] for name in ("prompt", "chosen", "rejected")} for row, problems in resolved if not problems
+    ]
     if not usable:
         raise ValueError(f"{source}: no row can be used; `sparsepo data check` says why.")
     return "preference", usable

@@ -36,7 +36,10 @@ ROLES: dict[str, dict[str, str]] = {
         "vader": "zip file of VADER's word list",
         "opinion": "zip file of the opinion lexicon",
     },
-    "dialogue": {"rows": "dialogues that differ in the last answer, or other pairs", "texts": "* further texts for SFT"},
+    "dialogue": {
+        "rows": "dialogues that differ in the last answer, or other pairs",
+        "texts": "* further texts for SFT",
+    },
     "summarisation": {"rows": "scored summaries of posts, or preference pairs", "texts": "* further texts for SFT"},
     "code": {"rows": "problems with solutions and tests, as MBPP has them", "texts": "* further texts for SFT"},
     "playground": {},
@@ -127,7 +130,9 @@ def read_recipe(task: str, size: str, changes: Sequence[str] = (), data: Sequenc
     else:
         own = [s for t, s in available() if t == task]
         if size not in own:
-            raise ValueError(f"Task {task} has no size {size!r}{_near(size, own)}; it has {', '.join(own)}, or a YAML file.")
+            raise ValueError(
+                f"Task {task} has no size {size!r}{_near(size, own)}; it has {', '.join(own)}, or a YAML file."
+            )
         path = _recipes() / f"{task}_{size}.yaml"
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -168,7 +173,9 @@ def _with_data(content: dict[str, Any], task: str, data: Sequence[str]) -> dict[
         role, sign, path = item.partition("=")
         if not sign or role not in roles:
             path = item
-            role = next((name for name, files in own.items() for file in files if Path(file).name == Path(item).name), "")
+            role = next(
+                (name for name, files in own.items() for file in files if Path(file).name == Path(item).name), ""
+            )
             if not role:
                 raise ValueError(
                     f"--data {item}: write ROLE=FILE; roles of {task} are {', '.join(roles) or '(none)'}, and no file of the "
@@ -185,7 +192,17 @@ def _with_data(content: dict[str, Any], task: str, data: Sequence[str]) -> dict[
 
 def _checked(content: dict[str, Any], source: str) -> Recipe:
     _refuse_unknown(content, [f.name for f in fields(Recipe)], source)
-    for section in ("data", "prepare", "sft", "pairs", "reward", "train", "method_settings", "method_betas", "evaluate"):
+    for section in (
+        "data",
+        "prepare",
+        "sft",
+        "pairs",
+        "reward",
+        "train",
+        "method_settings",
+        "method_betas",
+        "evaluate",
+    ):
         value = content.setdefault(section, {})
         if value is None:
             content[section] = {}
@@ -215,7 +232,11 @@ def _check_grid(content: dict[str, Any], source: str) -> None:
     methods = content.setdefault("methods", [SFT])
     if not isinstance(methods, list) or not methods or len(set(methods)) != len(methods):
         raise ValueError(f"{source}: methods must be a list of different names, not {methods!r}.")
-    for place, names in (("methods", methods), ("method_settings", content["method_settings"]), ("method_betas", content["method_betas"])):
+    for place, names in (
+        ("methods", methods),
+        ("method_settings", content["method_settings"]),
+        ("method_betas", content["method_betas"]),
+    ):
         _refuse_unknown(names, METHODS, f"{source}, {place}")
     if SFT not in methods:
         content["methods"] = [SFT, *methods]  # the point that every other one started from
@@ -241,7 +262,9 @@ def _refuse_unknown(names: Iterable[str], known: Iterable[str], where: str) -> N
     known = list(known)
     for name in names:
         if name not in known:
-            raise ValueError(f"{where}: unknown name {name!r}{_near(str(name), known)}; known are {', '.join(known) or 'none'}.")
+            raise ValueError(
+                f"{where}: unknown name {name!r}{_near(str(name), known)}; known are {', '.join(known) or 'none'}."
+            )
 
 
 def _near(name: str, known: Iterable[str]) -> str:

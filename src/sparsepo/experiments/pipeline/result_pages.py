@@ -88,7 +88,9 @@ def draw_frontier(axes: Any, groups: Sequence[Group]) -> None:
             label=method,
         )
         runs = [run["metrics"] for g, _, _ in known for run in g.runs]
-        axes.plot([m["sequence_kl"] for m in runs], [m["reward"] for m in runs], ".", color=colour, alpha=0.35, markersize=4)
+        axes.plot(
+            [m["sequence_kl"] for m in runs], [m["reward"] for m in runs], ".", color=colour, alpha=0.35, markersize=4
+        )
         for g, kl, reward in known:
             axes.annotate(f"{g.beta:g}", (kl.mean, reward.mean), xytext=(4, 4), textcoords="offset points", fontsize=7)
     axes.set_xlim(left=min(0.0, axes.get_xlim()[0]) if axes.get_xlim()[0] < 0 else 0.0)
@@ -106,7 +108,9 @@ def draw_by_beta(axes: Any, groups: Sequence[Group], metric: str, label: str) ->
         if found:
             drawn = True
             means, widths = [e.mean for _, e in found], [e.half_width or 0.0 for _, e in found]
-            axes.errorbar([b for b, _ in found], means, yerr=widths, color=colour, marker=marker, capsize=2, label=method)
+            axes.errorbar(
+                [b for b, _ in found], means, yerr=widths, color=colour, marker=marker, capsize=2, label=method
+            )
     axes.axhline(0.5, color="#7f7f7f", linewidth=0.8, linestyle=":")
     axes.set_xscale("log")
     axes.set_xlabel("β")
@@ -121,14 +125,17 @@ def draw_masked_kl(axes: Any, groups: Sequence[Group]) -> bool:
     found = [
         (group, whole, masked)
         for group in groups
-        if (whole := group.estimate("kl_chosen")) is not None and (masked := group.estimate("masked_kl_chosen")) is not None
+        if (whole := group.estimate("kl_chosen")) is not None
+        and (masked := group.estimate("masked_kl_chosen")) is not None
     ]
     if not any(abs(whole.mean - masked.mean) > 1e-9 for _, whole, masked in found):
         return False
     for place, (_, whole, masked) in enumerate(found):
         for shift, estimate, colour in ((-0.2, whole, COLOURS[0]), (0.2, masked, COLOURS[1])):
             axes.bar(place + shift, estimate.mean, 0.38, yerr=estimate.half_width or 0.0, color=colour, capsize=2)
-    axes.set_xticks(range(len(found)), [f"{g.method} {g.beta:g}" for g, _, _ in found], rotation=60, ha="right", fontsize=7)
+    axes.set_xticks(
+        range(len(found)), [f"{g.method} {g.beta:g}" for g, _, _ in found], rotation=60, ha="right", fontsize=7
+    )
     axes.set_ylabel("nats a response")
     axes.bar(0, 0, color=COLOURS[0], label="all tokens")
     axes.bar(0, 0, color=COLOURS[1], label="weighed by m_d")

@@ -84,7 +84,9 @@ def table_rows(groups: Sequence[Group], columns: Mapping[str, str]) -> tuple[lis
         found = [group.estimate(metric) for metric in shown]
         if any(found) or len(shown) == 0:
             cells = [MISSING if own is None else own.text() for own in found]
-            rows.append([group.method, MISSING if group.beta is None else f"{group.beta:g}", str(len(group.runs)), *cells])
+            rows.append(
+                [group.method, MISSING if group.beta is None else f"{group.beta:g}", str(len(group.runs)), *cells]
+            )
     return header, rows
 
 
@@ -129,7 +131,9 @@ def tables(results: Mapping[str, Any]) -> str:
     """All tables as Markdown."""
     lines = [f"# {results['task']}, size {results['size']}\n", f"{results['about']}\n"]
     if results["missing"]:
-        lines.append(f"**Not complete:** {len(results['missing'])} runs are missing: {', '.join(results['missing'])}.\n")
+        lines.append(
+            f"**Not complete:** {len(results['missing'])} runs are missing: {', '.join(results['missing'])}.\n"
+        )
     lines.append("Mean ± half of the 95 % interval over seeds (Student's t); one seed has no interval.\n")
     for title, note, header, rows in parts(results):
         lines.append(f"## {title}\n")

@@ -78,7 +78,9 @@ def status_of(path: str | Path, stale_after: float) -> Status:
     folder = ExperimentFolder(path, stale_after)
     plan = folder.plan() if Path(path).is_dir() else None
     if plan is None:
-        raise ValueError(f"{path} holds no experiment (no plan.json); `sparsepo experiment run TASK --output {path}` makes one.")
+        raise ValueError(
+            f"{path} holds no experiment (no plan.json); `sparsepo experiment run TASK --output {path}` makes one."
+        )
     found: dict[str, StageStatus] = {}
     for stage in plan["stages"]:
         found[stage["name"]] = _status(stage, folder, found)
@@ -95,7 +97,9 @@ def _status(stage: Mapping[str, Any], folder: ExperimentFolder, earlier: Mapping
     if claim is not None and claim.holder is not None:
         holder = claim.holder
         is_stale = claim.is_stale(folder.stale_after)
-        told = f"{holder.host}, process {holder.pid}, since {clock(holder.since)}, last sign of life {ago(claim.age)} ago"
+        told = (
+            f"{holder.host}, process {holder.pid}, since {clock(holder.since)}, last sign of life {ago(claim.age)} ago"
+        )
         if is_stale:
             told += "; will be taken over" + (": that process has ended" if holder.has_ended() else "")
         status = "stale" if is_stale else "running"

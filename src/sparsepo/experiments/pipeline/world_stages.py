@@ -44,6 +44,8 @@ def world_pairs(job: Job) -> Row:
     ):
         rows = make_pairs(World(), model, tokenizer, count, seed=own["seed"], stream=stream, samples=own["samples"])
         if not rows:
-            raise ValueError(f"The samples gave no {part} pairs; sample more prompts (prepare.prompts={own['prompts']}).")
+            raise ValueError(
+                f"The samples gave no {part} pairs; sample more prompts (prepare.prompts={own['prompts']})."
+            )
         found[part] = write_lines(job.folder / f"{part}.jsonl", rows)
     return {**found, "summary": f"{found['train']:,} training and {found['held_out']:,} held-out pairs"}
