@@ -14,7 +14,7 @@ ALLOWED: dict[str, set[str]] = {
     "masks": {"objectives"},
     "scoring": {"objectives", "masks"},
     "data": set(),
-    "evaluation": {"objectives", "masks"},
+    "evaluation": {"objectives", "masks", "scoring", "data"},
     "inspection": {"objectives", "masks", "data", "evaluation"},
     "playground": {"objectives", "masks", "evaluation"},
     "training": {"objectives", "masks", "scoring", "data"},

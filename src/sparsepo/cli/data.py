@@ -1,4 +1,4 @@
-"""``sparsepo data check`` and ``sparsepo data pairs``."""
+"""``sparsepo data check``, ``sparsepo data pairs`` and ``sparsepo data sample``."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import json
 import sys
 from pathlib import Path
 from typing import Any
+
+from .data_sample import add_sample
 
 _CHECK = """Find what would break or distort training, and say what training does about it: rows are dropped and
 counted, and the command ends with status 0. With --strict any dropped row is an error (status 1) that names row and
@@ -18,11 +20,12 @@ human_ref_B, labels). Rows of a prompt need not stand together."""
 def add_parser(subparsers: Any) -> None:
     """Register ``data`` with its subcommands; each sets ``func``, which takes the namespace and returns an exit status."""
     data = subparsers.add_parser(
-        "data", help="check preference data; make pairs from scored completions", allow_abbrev=False
+        "data", help="check preference data; sample completions; make pairs from scored ones", allow_abbrev=False
     )
     commands = data.add_subparsers(dest="data_command", required=True, metavar="COMMAND")
     _add_check(commands)
     _add_pairs(commands)
+    add_sample(commands)
 
 
 def _add_source(parser: argparse.ArgumentParser) -> None:
@@ -180,17 +183,27 @@ def _eval_output(args: argparse.Namespace, output: Path) -> Path | None:
     return check_output(path, args.overwrite)
 
 
-def _load(args: argparse.Namespace, kinds: tuple[Any, ...] = ("preference", "hh_transcript")) -> Any:
-    from sparsepo.data import load_preference_data
-
+def renames_of(given: list[str]) -> dict[str, str]:
+    """``OLD=NEW`` texts as a mapping."""
     renames = {}
-    for item in args.rename:
+    for item in given:
         old, equals, new = item.partition("=")
         if not (old and equals and new):
             raise ValueError(f"--rename {item!r}: write OLD=NEW, such as question=prompt.")
         renames[old] = new
+    return renames
+
+
+def _load(args: argparse.Namespace, kinds: tuple[Any, ...] = ("preference", "hh_transcript")) -> Any:
+    from sparsepo.data import load_preference_data
+
     return load_preference_data(
-        args.file, split=args.split, name=args.name, columns=renames, kinds=kinds, data_dir=args.data_dir
+        args.file,
+        split=args.split,
+        name=args.name,
+        columns=renames_of(args.rename),
+        kinds=kinds,
+        data_dir=args.data_dir,
     )
 
 

@@ -19,7 +19,7 @@ COMMANDS = {
     "inspect": "what the masks chose, token by token: terminal, web page, table",
     "merge": "merge a LoRA adapter into its base model, the mask kept",
     "experiment": "a task of the paper, from data to table and plot, at any size",
-    "data": "check preference data; make pairs from scored completions",
+    "data": "check preference data; sample completions; make pairs from scored ones",
 }
 # Commands of a command; a folder of that name in the place of a model is written ./compare
 SUBCOMMANDS = {"inspect": ("compare", "transfer", "robustness")}

@@ -104,6 +104,23 @@ def load_adapter(name: str, kwargs: dict[str, Any], trainable: bool, base: str |
     return PeftModel.from_pretrained(model, name, is_trainable=trainable)
 
 
+def load_for_sampling(name: str, dtype: str, use_cpu: bool, trust_remote_code: bool = False) -> Any:
+    """A model or adapter on the device that samples and scores it.
+
+    Raises:
+        CliError: no such model.
+    """
+    import torch
+
+    place = check_model_name(name, "model")
+    kwargs = {"dtype": dtype, "trust_remote_code": trust_remote_code}
+    try:
+        model = load_adapter(place, kwargs, trainable=False) if is_adapter(place) else load_model(place, kwargs)
+    except OSError as error:
+        raise CliError(f"The model {name} could not be loaded: {' '.join(str(error).split())}") from error
+    return model.to("cuda" if torch.cuda.is_available() and not use_cpu else "cpu").eval()
+
+
 def load_tokenizer(name: str, revision: str | None = None, trust_remote_code: bool = False) -> Any:
     """The tokenizer of a model, with a padding token."""
     from transformers import AutoTokenizer

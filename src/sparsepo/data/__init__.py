@@ -12,6 +12,7 @@ _LAZY = {
     "detect_format": "formats",
     "format_of": "loading",
     "load_preference_data": "loading",
+    "load_prompts": "prompts",
     "hh_row_to_conversation": "hh",
     "hh_to_messages": "hh",
     "is_hh_transcript": "hh",
@@ -45,6 +46,7 @@ __all__ = [
     "is_hh_transcript",
     "joined",
     "load_preference_data",
+    "load_prompts",
     "pairs_from_scored",
     "pairs_from_votes",
     "split_by_prompt",
@@ -61,6 +63,7 @@ if TYPE_CHECKING:
     from .joining import joined
     from .loading import format_of, load_preference_data
     from .pairs import PairReport, PairSettings, pairs_from_scored, pairs_from_votes, split_by_prompt
+    from .prompts import load_prompts
     from .report import CheckError, CheckReport
 
 

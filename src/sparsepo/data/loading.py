@@ -61,6 +61,29 @@ def load_preference_data(
     Raises:
         DataError: file missing (names near ones), row unreadable (names file and line), columns of no accepted format.
     """
+    dataset, text = load_rows(source, split, streaming, name, columns=columns, data_dir=data_dir, revision=revision)
+    found = format_of(dataset, text)
+    if found.kind not in kinds:
+        raise DataError(_refusal(found, text, kinds))
+    logger.info("%s: %s", text, found.describe())
+    return dataset
+
+
+def load_rows(
+    source: Source,
+    split: str | None = None,
+    streaming: bool = False,
+    name: str | None = None,
+    *,
+    columns: Mapping[str, str] | None = None,
+    data_dir: str | None = None,
+    revision: str | None = None,
+) -> tuple[Any, str]:
+    """Rows of any columns, from wherever :func:`load_preference_data` reads them, and what messages call the source.
+
+    Raises:
+        DataError: file missing (names near ones) or row unreadable (names file and line).
+    """
     if isinstance(source, (str, Path)):
         text = str(source)
         path = Path(source).expanduser()
@@ -73,11 +96,7 @@ def load_preference_data(
         dataset = _load_files([_existing(Path(item).expanduser()) for item in source], split, streaming)
     if columns:
         dataset = _rename(dataset, columns, text)
-    found = format_of(dataset, text)
-    if found.kind not in kinds:
-        raise DataError(_refusal(found, text, kinds))
-    logger.info("%s: %s", text, found.describe())
-    return dataset
+    return dataset, text
 
 
 def format_of(dataset: Any, source: str = "the data") -> RowFormat:

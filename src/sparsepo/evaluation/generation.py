@@ -50,6 +50,8 @@ def sample_completions(
     temperature: float = 1.0,
     top_p: float = 1.0,
     seed: int = 0,
+    numbers: Sequence[int] | None = None,
+    max_prompt_length: int | None = None,
     batch_size: int = 64,
     progress: Progress | None = None,
 ) -> list[list[Completion]]:
@@ -65,6 +67,9 @@ def sample_completions(
         temperature: of the distribution; 0 takes the most likely token.
         top_p: nucleus sampling: the smallest set of tokens with at least this probability.
         seed: of the random numbers; the global random state is neither used nor changed.
+        numbers: a number for each prompt that, with the seed, decides what is drawn for it; None: 0, 1, 2, … A part of a
+            longer list of prompts gets the same samples with its own numbers.
+        max_prompt_length: only the last tokens of a longer prompt are kept, as in training; None: all.
         batch_size: completions generated together (no effect on the result).
         progress: called after each batch with (completions done, completions in all).
 
@@ -72,20 +77,24 @@ def sample_completions(
         For each prompt in order, its ``samples_per_prompt`` completions.
 
     Raises:
-        ValueError: a setting is out of range, or a prompt has no tokens (its row is named).
+        ValueError: a setting is out of range, or a prompt has no tokens or leaves no room for a completion in the model's
+            positions (its row is named).
     """
     _check_settings(max_new_tokens, samples_per_prompt, temperature, top_p, batch_size)
-    encoded = [_encode(tokenizer, prompt, row) for row, prompt in enumerate(prompts)]
+    encoded = encode_prompts(model, tokenizer, prompts, max_new_tokens, max_prompt_length)
     jobs = [(row, sample) for row in range(len(prompts)) for sample in range(samples_per_prompt)]
     # prompts of like length together: less padding
     jobs.sort(key=lambda job: len(encoded[job[0]]))
     results: dict[tuple[int, int], Completion] = {}
     # made before the model's generation settings are hidden: it reads their end tokens
     sampler = _Sampler(model, tokenizer, max_new_tokens, temperature, top_p, seed)
+    if numbers is not None and len(numbers) != len(prompts):
+        raise ValueError(f"{len(numbers)} numbers and {len(prompts)} prompts; give one for each.")
     with evaluating(model), _own_generation_settings(model):
         for start in range(0, len(jobs), batch_size):
             batch = jobs[start : start + batch_size]
-            for job, completion in zip(batch, sampler([encoded[row] for row, _ in batch], batch), strict=True):
+            streams = batch if numbers is None else [(numbers[row], sample) for row, sample in batch]
+            for job, completion in zip(batch, sampler([encoded[row] for row, _ in batch], streams), strict=True):
                 results[job] = completion
             if progress is not None:
                 progress(len(results), len(jobs))
@@ -94,14 +103,15 @@ def sample_completions(
 
 @contextmanager
 def evaluating(model: Any) -> Iterator[None]:
-    """Evaluation mode without gradients; the mode is restored afterwards."""
-    was_training = model.training
+    """Evaluation mode without gradients; every module's own mode is restored afterwards."""
+    in_training = [module for module in model.modules() if module.training]
     model.eval()
     try:
         with torch.no_grad():
             yield
     finally:
-        model.train(was_training)
+        for module in in_training:
+            module.training = True
 
 
 @contextmanager
@@ -132,6 +142,26 @@ def _check_settings(
         raise ValueError(f"temperature={temperature} must be at least 0 (0 takes the most likely token).")
     if not 0 < top_p <= 1:
         raise ValueError(f"top_p={top_p} must be above 0 and at most 1 (1 keeps every token).")
+
+
+def encode_prompts(
+    model: Any, tokenizer: Any, prompts: Sequence[Prompt], max_new_tokens: int, max_prompt_length: int | None = None
+) -> list[list[int]]:
+    """Tokens of each prompt, cut to their last ``max_prompt_length``; errors as in :func:`sample_completions`."""
+    if max_prompt_length is not None and max_prompt_length < 1:
+        raise ValueError(f"max_prompt_length={max_prompt_length} must be at least 1.")
+    encoded = [_encode(tokenizer, prompt, row)[-(max_prompt_length or 0) :] for row, prompt in enumerate(prompts)]
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if not isinstance(positions, int) or positions <= 0:
+        return encoded
+    for row, ids in enumerate(encoded):
+        if len(ids) + max_new_tokens > positions:
+            raise ValueError(
+                f"Prompt {row} has {len(ids)} tokens: with max_new_tokens={max_new_tokens} that is more than the model's "
+                f"{positions} positions. Lower max_new_tokens, or cut prompts with "
+                f"max_prompt_length={max(positions - max_new_tokens, 1)}."
+            )
+    return encoded
 
 
 def _encode(tokenizer: Any, prompt: Prompt, row: int) -> list[int]:

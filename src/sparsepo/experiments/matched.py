@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from sparsepo.evaluation.frontier import Comparison, Curve, compare, reward_within
 from sparsepo.evaluation.tilting import TiltedReference
 
-from .frontier import Comparison, Curve, compare, reward_within
 from .grids import ANCHOR, FRONTIER, PLAIN, Settings, baseline
 from .playground_materials import reference_rewards
 from .playground_runs import OPTIMUM_PROMPTS, OPTIMUM_SAMPLES
@@ -207,17 +207,18 @@ def final_comparison(
         seed: TiltedReference(reference_rewards(own, store, sizes.prompts, sizes.samples))
         for seed, own in seeds.items()
     }
-    curves: dict[str, dict[int, Curve]] = {}
+    curves: dict[str, dict[int, list[Curve]]] = {}
     for task in tasks:
         result = store.result(task)
         if result is not None:
             rewards, kls = (np.array([entry[name] for entry in result["policy"]]) for name in ("rewards", "kls"))
-            curves.setdefault(task.label, {})[task.seed] = Curve(rewards, kls, optima[task.seed].reference_reward)
+            curve = Curve(rewards, kls, optima[task.seed].reference_reward)
+            curves.setdefault(task.label, {})[task.seed] = [curve]
     complete = {name: own for name, own in curves.items() if set(own) == set(seeds)}
     base = "DPO" if "DPO" in complete else next(iter(complete), None)
     if base is None:
         return None, {}
-    return base, {budget: compare(complete, optima, budget, base, sizes.draws) for budget in KL_BUDGETS}
+    return base, compare(complete, KL_BUDGETS, base, optima=optima, draws=sizes.draws).within
 
 
 def final_tables(base: str | None, comparison: Mapping[float, Mapping[str, Comparison]]) -> str:
@@ -249,5 +250,5 @@ def optimum_table(tasks: Sequence[Task], store: Store, sizes: Sizes) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _interval(values: tuple[float, float, float]) -> str:
-    return f"{values[0]:.4f} [{values[1]:.4f}, {values[2]:.4f}]"
+def _interval(values: tuple[float, float, float] | None) -> str:
+    return "–" if values is None else f"{values[0]:.4f} [{values[1]:.4f}, {values[2]:.4f}]"
