@@ -24,7 +24,7 @@ class InProcess:
 
         module = importlib.import_module(f"sparsepo.cli.{command}")
         parser = module.parser()
-        recipe = Recipe(f"{command} settings of the experiment", dict(settings), {name: 0 for name in settings}, {})
+        recipe = Recipe(f"{command} settings of the experiment", dict(settings), dict.fromkeys(settings, 0), {})
         try:
             namespace = parser.parse_namespace([], recipe)
         except CliError as error:

@@ -119,7 +119,7 @@ def _materials(recipe: Recipe, sources: dict[str, list[str]], shared: dict[str, 
 
 
 def _runs(recipe: Recipe, sources: dict[str, list[str]], own: dict[str, str], seed: int) -> Iterator[Stage]:
-    needs = {role: own[role] for role in ("data", "sft", "pairs", "reward") if role in own}
+    needs: dict[str, str] = {role: own[role] for role in ("data", "sft", "pairs", "reward") if role in own}
     needs.setdefault("pairs", "pairs")
     start = {} if recipe.start is None else {"sft": [recipe.start]}
     lists = (
@@ -132,7 +132,7 @@ def _runs(recipe: Recipe, sources: dict[str, list[str]], own: dict[str, str], se
         judged = dict(needs)
         if method != SFT:
             flags = recipe.flags_of(method, beta or 0.0)
-            given = {role: needs[role] for role in ("sft", "pairs") if role in needs}
+            given: dict[str, str] = {role: needs[role] for role in ("sft", "pairs") if role in needs}
             yield Stage(f"train {name}", "train", "train", {"flags": flags, "seed": seed}, start, given, row)
             judged["train"] = f"train {name}"
         yield Stage(

@@ -1,4 +1,4 @@
-"""The evaluation of a run: what its policy writes on held-out prompts, what that is worth, how far it moved, and its masks."""
+"""The evaluation of a run: what its policy writes on held-out prompts, its reward, how far it moved, and its masks."""
 
 from __future__ import annotations
 

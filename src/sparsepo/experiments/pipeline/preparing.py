@@ -51,7 +51,8 @@ def prepare_rows(job: Job) -> Row:
 
 def make_pairs(job: Job) -> Row:
     """Pairs of the data stage's rows: ``train.jsonl`` and ``held_out.jsonl`` in TRL's preference format."""
-    own, found = job.settings, {}
+    own = job.settings
+    found: Row = {}
     for part in ("train", "held_out"):
         rows = list(read_lines(job.inputs["data"] / f"{part}.jsonl"))
         if job.results["data"]["kind"] == "scored":
@@ -71,7 +72,7 @@ def _load(sources: Sequence[str], split: str | None, own: Row) -> tuple[str, lis
     """Usable rows with an explicit prompt, and of what kind they are; what cannot be used is counted by the checks of
     training and of pairing, which come after."""
     source: Any = sources[0] if len(sources) == 1 else list(sources)
-    loaded = load_preference_data(source, split=split, kinds=KINDS, data_dir=own.get("data_dir"))  # type: ignore[arg-type]
+    loaded = load_preference_data(source, split=split, kinds=KINDS, data_dir=own.get("data_dir"))
     kind = format_of(loaded, str(source)).kind
     rows = [dict(row) for row in loaded]
     if kind == "scored":

@@ -45,7 +45,10 @@ ROLES: dict[str, dict[str, str]] = {
     "playground": {},
 }
 _SET_BY_THE_EXPERIMENT = {
-    "train": ("model_name_or_path", "dataset_name", "eval_dataset", "eval_fraction", "output_dir", "seed", "objective", "beta"),
+    "train": (
+        "model_name_or_path", "dataset_name", "eval_dataset", "eval_fraction", "output_dir", "seed", "objective", "beta",
+        "overwrite_output_dir", "resume_from_checkpoint",
+    ),
     "sft": ("output_dir", "seed", "text_files", "overwrite_output_dir", "resume_from_checkpoint"),
 }  # fmt: skip
 
@@ -178,8 +181,8 @@ def _with_data(content: dict[str, Any], task: str, data: Sequence[str]) -> dict[
             )
             if not role:
                 raise ValueError(
-                    f"--data {item}: write ROLE=FILE; roles of {task} are {', '.join(roles) or '(none)'}, and no file of the "
-                    "recipe has this name."
+                    f"--data {item}: write ROLE=FILE; roles of {task} are {', '.join(roles) or '(none)'}, and "
+                    "no file of the recipe has this name."
                 )
         given.setdefault(role, []).append(path)
     for role, paths in given.items():

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from .folder import write_json
 from .jobs import MODEL, Job, Row, read_lines
 from .preparing import response_of
 
@@ -20,6 +21,7 @@ MANY_FILES = 20
 def train_reward(job: Job) -> Row:
     """Train from the supervised model's weights by regression, and say how well it tells held-out texts apart."""
     from sparsepo.evaluation.ranking import roc_auc
+    from sparsepo.evaluation.reward_classifiers import SETTINGS_FILE
     from sparsepo.evaluation.reward_model import predict_rewards, train_reward_model
 
     from .policies import load_tokenizer
@@ -40,6 +42,11 @@ def train_reward(job: Job) -> Row:
     )
     model.save_pretrained(job.folder / MODEL)
     tokenizer.save_pretrained(job.folder / MODEL)
+    reads = "completion" if own["trained_on"] == "labelled" else "both"
+    # how `regression:FOLDER` reads texts
+    write_json(
+        job.folder / MODEL / SETTINGS_FILE, {"reads": reads, "max_length": own["max_length"], "append_end": True}
+    )
     predicted = predict_rewards(
         model, tokenizer, [text_of(tokenizer, prompt, text) for prompt, text, _ in held_out], own["max_length"]
     )
@@ -54,20 +61,8 @@ def train_reward(job: Job) -> Row:
         "metrics": metrics,
         "texts": len(train),
         "held_out_texts": len(held_out),
-        "reads_prompt": own["trained_on"] != "labelled",
-        "max_length": own["max_length"],
         "summary": f"{len(train):,} texts, {told}",
     }
-
-
-def load_reward_model(folder: Path) -> tuple[Any, Any]:
-    """The reward model of a stage and its tokenizer, on the accelerator where there is one."""
-    import torch
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    model = AutoModelForSequenceClassification.from_pretrained(folder).to(device)
-    return model.eval(), AutoTokenizer.from_pretrained(folder, truncation_side="left")
 
 
 def text_of(tokenizer: Any, prompt: Any, text: str) -> str:

@@ -47,10 +47,11 @@ class Setting:
             raise ValueError(f"{where}={value!r} must be {_KINDS[self.kind]}.")
         if self.choices is not None and value not in self.choices:
             raise ValueError(f"{where}={value!r} is not one of {', '.join(self.choices)}.")
+        number: Any = value  # bounds are given for numbers only
         for is_wrong, words in (
-            (self.least is not None and value < self.least, f"at least {self.least}"),
-            (self.most is not None and value > self.most, f"at most {self.most}"),
-            (self.above is not None and value <= self.above, f"above {self.above}"),
+            (self.least is not None and number < self.least, f"at least {self.least}"),
+            (self.most is not None and number > self.most, f"at most {self.most}"),
+            (self.above is not None and number <= self.above, f"above {self.above}"),
         ):
             if is_wrong:
                 raise ValueError(f"{where}={value!r} must be {words}.")

@@ -1,4 +1,4 @@
-"""Stages and what they depend on: a stage's key is a hash of its settings, of the files it reads and of the stages before."""
+"""Stages and what they depend on: a stage's key is a hash of its settings, its files and the stages before it."""
 
 from __future__ import annotations
 

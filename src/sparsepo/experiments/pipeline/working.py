@@ -140,11 +140,13 @@ class _Worker:
         with held:
             if self.folder.is_done(key) or self._has_failed(key):  # by who held it when we looked first
                 return False
-            start = time.perf_counter()
+            start, cpu = time.perf_counter(), time.process_time()
             try:
                 result = self._result(stage, key)
                 held.check()
-                self.folder.save(key, {"stage": stage.name, **result, "seconds": round(time.perf_counter() - start, 1)})
+                took = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu}
+                result |= {name: round(value, 1) for name, value in took.items()}
+                self.folder.save(key, {"stage": stage.name, **result})
             except KeyboardInterrupt:
                 if not was_lost.is_set():
                     raise
