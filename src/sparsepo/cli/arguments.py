@@ -68,12 +68,23 @@ class TrainArguments(RunArguments):
         4,
         "Held-out pairs whose masks are kept while training and shown in OUT/masks.html; the report shows 20. 0: none.",
     )
+    sample_prompts: str | None = _flag(
+        None, "Sample these prompts (a .txt file, or rows with a prompt; the first 64) into OUT/samples.jsonl."
+    )
+    sample_every: int = _flag(100, "With sample_prompts: steps between two samplings; also at the start and the end.")
+    sample_max_new_tokens: int = _flag(64, "With sample_prompts: longest completion.")
+    sample_reward: str | None = _flag(None, "With sample_prompts: reward of the samples, as in sparsepo data sample.")
     report: bool = _flag(True, "Write OUT/report.html at the end: settings, curves, example pairs, data check.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.inspect_pairs < 0:
             raise ValueError(f"inspect_pairs={self.inspect_pairs} must be at least 0.")
+        for name in ("sample_every", "sample_max_new_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+        if self.sample_reward is not None and self.sample_prompts is None:
+            raise ValueError(f"sample_reward={self.sample_reward!r} has no effect without sample_prompts.")
 
 
 @dataclass

@@ -73,9 +73,11 @@ def run(args: argparse.Namespace) -> int:
     from sparsepo.evaluation.sampling import sample_to_file
 
     from .data import renames_of
+    from .progress import quiet_loading
     from .tables import say
 
     _check(args)
+    quiet_loading()
     check_output(Path(args.output), args.overwrite)
     console = Console()
     prompts, left_out = load_prompts(

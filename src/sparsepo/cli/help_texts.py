@@ -91,6 +91,7 @@ TRAIN_HELP = HelpText(
         "training": _LOOP,
         "pages": (
             ("--inspect_pairs", "held-out pairs whose masks are kept while training: OUT/masks.html (4; 0: none)"),
+            ("--sample_prompts", "FILE: sample these prompts while training; --sample_every N, --sample_reward SPEC"),
             ("--report", "false: no OUT/report.html at the end"),
         ),
     },

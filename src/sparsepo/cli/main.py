@@ -17,6 +17,7 @@ COMMANDS = {
     "sft": "supervised fine-tuning, or a small model and its tokenizer from your own texts",
     "evaluate": "all training metrics of a saved model on held-out pairs",
     "inspect": "what the masks chose, token by token: terminal, web page, table",
+    "frontier": "reward against KL of runs, checkpoint by checkpoint, at matched KL",
     "merge": "merge a LoRA adapter into its base model, the mask kept",
     "experiment": "a task of the paper, from data to table and plot, at any size",
     "data": "check preference data; sample completions; make pairs from scored ones",

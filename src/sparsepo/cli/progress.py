@@ -83,3 +83,10 @@ def quiet_settings(config: Any, given: set[str]) -> None:
     logging.disable_progress_bar()
     if "disable_tqdm" not in given:
         config.disable_tqdm = True
+
+
+def quiet_loading() -> None:
+    """No bar for each model that is loaded: a command that loads many of them shows its own progress."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()

@@ -15,7 +15,7 @@ from .base import CliError
 SUMMARY = "train_summary.json"
 # What a run leaves behind: found in a folder, they mean that a run lives there
 _TRACES = (SUMMARY, "sparsepo.json", "config.json", "adapter_config.json", "*.safetensors", "mask/mask.json")
-_PAGES = ("report.html", "masks.html", "pairs.html", "report_plots", "mask_history")
+_PAGES = ("report.html", "masks.html", "pairs.html", "report_plots", "mask_history", "samples.jsonl")
 _OWN = (*_TRACES[:-1], "*.safetensors.index.json", "trainer_state.json", "mask_health.json", *_PAGES)
 
 

@@ -151,6 +151,14 @@ def reference_name(args: argparse.Namespace, name: str, saved: dict[str, Any]) -
     return None if base is None else str(base)
 
 
+def adapter_start(name: str) -> str | None:
+    """The adapter that an adapter's training had started from (``ref/``), which is then its reference."""
+    from .models import is_adapter
+
+    place = str(Path(name) / "ref")
+    return place if is_adapter(name) and is_adapter(place) else None
+
+
 def trainer_of(
     args: argparse.Namespace, name: str, saved: dict[str, Any], config: Any, dataset: Any, tokenizer: Any
 ) -> Any:
@@ -186,13 +194,12 @@ def _reference(args: argparse.Namespace, name: str, saved: dict[str, Any], kwarg
 
     An adapter's is its base without the adapter, or the adapter that its training had started from (``ref/``).
     """
-    from .models import check_model_name, is_adapter, load_adapter, load_model
+    from .models import check_model_name, load_adapter, load_model
 
     if not needed and args.ref_model is None:
         return None
-    started_from = Path(name) / "ref"
-    if args.ref_model is None and is_adapter(name) and is_adapter(str(started_from)):
-        return load_adapter(str(started_from), kwargs, trainable=False)
+    if args.ref_model is None and (started_from := adapter_start(name)) is not None:
+        return load_adapter(started_from, kwargs, trainable=False)
     found = reference_name(args, name, saved)
     if found is None:
         raise CliError(f"{name} does not say what it was trained from: give its reference with --ref_model.")

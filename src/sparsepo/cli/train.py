@@ -88,6 +88,7 @@ def _train(settings: TrainSettings, arguments: list[str]) -> None:
     from .preference_sets import DataRequest, preference_sets
     from .progress import quiet_settings, shorten_logs
     from .run_folder import claim_output_dir, resume_point
+    from .training_samples import keep_samples, sampled_prompts
 
     console = Console() if is_main_process() else None
     own, config = settings.own, settings.config
@@ -98,6 +99,7 @@ def _train(settings: TrainSettings, arguments: list[str]) -> None:
     if not settings.script.dataset_name and not settings.mixture.datasets:
         raise CliError("No data: give --dataset_name (a file, folder or hub id), or dataset_name in the recipe.")
     resume = resume_point(config.resume_from_checkpoint, config.output_dir)
+    sampled = sampled_prompts(own, config.seed, console)
     if console is not None:
         claim_output_dir(config.output_dir, resume, own.overwrite_output_dir, name)
     _fit_length(settings, name, console)
@@ -111,6 +113,7 @@ def _train(settings: TrainSettings, arguments: list[str]) -> None:
     trainer = _trainer(settings, name, tokenizer, sets)
     shorten_logs(trainer)
     keep_pairs(trainer, settings.own.inspect_pairs)
+    keep_samples(trainer, tokenizer, sampled)
     trainer.train(resume_from_checkpoint=resume)
     _refuse_stopped(trainer)
     _finish(trainer, settings, sets, arguments, console, time.time() - started)

@@ -120,12 +120,19 @@ def _own_generation_settings(model: Any) -> Iterator[None]:
     penalty, say), and the samples would then not be those of the model's distribution."""
     from transformers import GenerationConfig
 
-    saved = model.generation_config
-    model.generation_config = GenerationConfig()
+    # a PEFT model hands its own settings down to the model inside it
+    holders = [model, model.get_base_model()] if hasattr(model, "get_base_model") else [model]
+    saved = [holder.__dict__.get("generation_config") for holder in holders]
+    for holder in holders:
+        holder.generation_config = GenerationConfig()
     try:
         yield
     finally:
-        model.generation_config = saved
+        for holder, own in zip(holders, saved, strict=True):
+            if own is None:
+                del holder.generation_config
+            else:
+                holder.generation_config = own
 
 
 def _check_settings(

@@ -17,7 +17,7 @@ from .generation import Completion, Progress, evaluating
 
 _CHUNK = 2**24  # numbers of float64 that are formed at a time: tokens × vocabulary
 # Masks that follow from the text alone: those that come with data rows, or are drawn for them, say nothing of a sample
-_MASKS_OF_TEXTS = ("learned", "activation", "dense")
+MASKS_OF_TEXTS = ("learned", "activation", "dense")
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def divergences(
     Raises:
         ValueError: the two vocabularies differ in size, or the mask belongs to rows of data and not to texts.
     """
-    if masker is not None and masker.kind not in _MASKS_OF_TEXTS:
+    if masker is not None and masker.kind not in MASKS_OF_TEXTS:
         raise ValueError(f"A {masker.kind!r} mask belongs to rows of data; sampled texts have none.")
     order = sorted(range(len(samples)), key=lambda i: len(samples[i].prompt_ids) + len(samples[i].token_ids))
     names = ["kl", "log_ratio", "forward_kl", *(["masked_kl", "masked_forward_kl"] if masker is not None else [])]

@@ -114,7 +114,7 @@ class MaskCheckpoints:
 
     def saved_settings(self) -> dict[str, Any]:
         """What ``sparsepo.json`` says besides objective and mask."""
-        return {"base_model": self.base_model_name()}
+        return {"base_model": self.base_model_name(), "seed": self.args.seed}
 
     def _load_mask_of(self, folder: str) -> None:
         """Put the mask weights of a checkpoint into the attached head; refuse a checkpoint of another mask."""
