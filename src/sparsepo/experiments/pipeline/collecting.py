@@ -13,6 +13,7 @@ from sparsepo.inspection.document import write_whole
 
 from .folder import ExperimentFolder, write_json
 from .recipe import Recipe, as_text
+from .result_frontier import frontier_of
 from .result_pages import write_report
 from .result_tables import tables
 from .stages import Plan
@@ -69,6 +70,7 @@ def gather(recipe: Recipe, plan: Plan, folder: ExperimentFolder) -> Row:
         "complete": not missing,
         "missing": missing,
         "runs": runs,
+        "frontier": frontier_of(plan, folder),
         "stages": {name: result for name, result in stages.items() if result is not None},
         "recipe": json.loads(as_text(recipe)),
     }

@@ -18,7 +18,6 @@ def evaluate(job: Job) -> Row:
     Every sample is kept in ``samples.jsonl`` with its prompt, seed, reward and KL.
     """
     from sparsepo.evaluation.generation import sample_completions
-    from sparsepo.evaluation.kl import sequence_kl
 
     own, is_start = job.settings, "train" not in job.inputs
     tokenizer = load_tokenizer(job.model())
@@ -37,11 +36,7 @@ def evaluate(job: Job) -> Row:
         batch_size=own["batch_size"],
     )
     flat = [(number, sample) for number, group in enumerate(groups) for sample in group]
-    kl = (
-        np.zeros(len(flat))
-        if is_start
-        else sequence_kl(policy, reference, [sample for _, sample in flat], batch_size=own["batch_size"]).numpy()
-    )
+    kls = _divergences(job, policy, reference, [sample for _, sample in flat])
     texts = [sample.text for _, sample in flat]
     own_rows = [rows[number] for number, _ in flat]
     reward = reward_of(job)(own_rows, texts)
@@ -55,15 +50,16 @@ def evaluate(job: Job) -> Row:
                 "prompt": row["prompt"],
                 "text": sample.text,
                 "finished": sample.finished,
+                "tokens": len(sample.token_ids),
                 "reward": float(reward[place]),
-                "kl": float(kl[place]),
+                **{name: float(values[place]) for name, values in kls.items()},
             }
             for place, ((number, sample), row) in enumerate(zip(flat, own_rows, strict=True))
         ),
     )
     metrics = {
         **_mean_and_error("reward", reward, len(rows)),
-        **_mean_and_error("sequence_kl", kl, len(rows)),
+        **{key: value for name in kls for key, value in _mean_and_error(name, kls[name], len(rows)).items()},
         "length": float(np.mean([len(sample.token_ids) for _, sample in flat])),
         "finished": float(np.mean([sample.finished for _, sample in flat])),
         **further_metrics(job, own_rows, texts),
@@ -76,6 +72,28 @@ def evaluate(job: Job) -> Row:
     if "mask_auc" in metrics:
         told += f", mask AUC {metrics['mask_auc']:.3f}"
     return {"metrics": metrics, "prompts": len(rows), "prompts_left_out": left_out, "summary": told}
+
+
+def _divergences(job: Job, policy: Any, reference: Any, samples: Sequence[Any]) -> dict[str, np.ndarray[Any, Any]]:
+    """``sequence_kl`` (exact over the vocabulary), ``monte_carlo_kl``, and ``masked_sequence_kl`` where there is a mask."""
+    from sparsepo.evaluation.kl import MASKS_OF_TEXTS, divergences
+    from sparsepo.masks import load_mask
+
+    if policy is reference:
+        return {name: np.zeros(len(samples)) for name in ("sequence_kl", "monte_carlo_kl")}
+    folder = Path(job.model("train"))
+    masker = load_mask(folder) if (folder / "mask" / "mask.json").is_file() else None
+    if masker is not None and masker.kind not in MASKS_OF_TEXTS:
+        masker = None  # drawn for rows of data; a sample has none
+    found = divergences(
+        policy,
+        reference,
+        samples,
+        masker=None if masker is None else masker.to(reference.device),
+        batch_size=job.settings["batch_size"],
+    )
+    kls = {"sequence_kl": found.kl, "monte_carlo_kl": found.log_ratio, "masked_sequence_kl": found.masked_kl}
+    return {name: value.numpy() for name, value in kls.items() if value is not None}
 
 
 def load_policy(name: str) -> Any:

@@ -8,10 +8,15 @@ from typing import Any
 
 from sparsepo.experiments.intervals import Estimate, over_seeds
 
+from .result_frontier import matched_rows
 from .reward_kinds import REWARD_KINDS
 
 Runs = Sequence[Mapping[str, Any]]
 MISSING = "–"
+MATCHED = (
+    "The largest reward that a method reaches with at most this KL, linear in √KL between its points, the best of its β "
+    "counting. Intervals and p-values: a bootstrap that draws the same seeds and prompts for all methods; Holm over the methods."
+)
 # metric → its column
 PREFERENCE = {
     "reward_accuracy": "reward accuracy",
@@ -25,6 +30,8 @@ PREFERENCE = {
 SAMPLES = {
     "reward": "sampled reward",
     "sequence_kl": "sequence KL(π‖ref)",
+    "masked_sequence_kl": "masked sequence KL",
+    "monte_carlo_kl": "the KL by Monte Carlo",
     "length": "length",
     "finished": "finished",
 }
@@ -103,6 +110,10 @@ def parts(results: Mapping[str, Any]) -> list[tuple[str, str, list[str], list[li
     found = [("What the policies write", samples_note(results), *table_rows(groups, SAMPLES))]
     if further := further_columns(runs):
         found.append(("What the task measures on the samples", "", *table_rows(groups, further)))
+    frontier = results["frontier"]
+    if frontier is not None and frontier["comparison"] is not None:
+        notes = " ".join([MATCHED, *frontier["notes"]])
+        found.append(("Reward at matched KL", notes, *matched_rows(frontier)))
     note = (
         "Rewards are those of the loss, which differ between methods: accuracy compares, margins and losses do not. KL is "
         "KL(ref‖π), summed over a response; masked KL weighs each token by m_d. The start has none of these: its log-ratios "
@@ -124,7 +135,15 @@ def samples_note(results: Mapping[str, Any]) -> str:
     if judged is not None:
         shown = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in judged.items())
         note += f", in standard deviations of its training labels; on texts that it has not seen: {shown}"
-    return note + ". KL is exact over the vocabulary at every token of the policy's own samples; nats a response."
+    note += (
+        ". KL: nats a response, exact over the vocabulary at every token of the policy's own samples; beside it the "
+    )
+    note += "Monte-Carlo estimate, and the masked one, each token weighed by m_d."
+    own = results["recipe"]["evaluate"]
+    if own["temperature"] != 1 or own["top_p"] != 1:
+        note += f" Samples are drawn at temperature {own['temperature']:g}, top_p {own['top_p']:g}: the KL on them is not that "
+        note += "of the policy's own distribution."
+    return note
 
 
 def tables(results: Mapping[str, Any]) -> str:
