@@ -108,7 +108,7 @@ def run_experiment(args: argparse.Namespace) -> int:
     _claim_folder(output, plan)
     if not args.report_only:
         _check_commands(recipe)
-        _work(plan, output, args)
+        _work(plan, output, args, recipe.keep_models)
     return _report(recipe, plan, output)
 
 
@@ -154,8 +154,8 @@ def _refuse_execution(recipe: Recipe, may_execute: bool) -> None:
     if runs_programs and not may_execute:
         raise CliError(
             "This experiment runs programs (tests of mutants and of what the models write) in the sandbox: give "
-            "--allow-code-execution. To run none: --set pairs.check=false reward.kind=lexicon and the word lists, which "
-            "takes mutants untested and leaves pass@k out."
+            "--allow-code-execution. To run none: --set pairs.check=false reward.kind=rouge, which takes mutants "
+            "untested and compares samples with the solutions."
         )
 
 
@@ -198,7 +198,7 @@ def _check_commands(recipe: Recipe) -> None:
                 raise CliError(f"{method}: {error}") from error
 
 
-def _work(plan: Plan, output: Path, args: argparse.Namespace) -> None:
+def _work(plan: Plan, output: Path, args: argparse.Namespace, keep_models: bool) -> None:
     import os
 
     from sparsepo.experiments.pipeline.folder import ExperimentFolder
@@ -209,7 +209,8 @@ def _work(plan: Plan, output: Path, args: argparse.Namespace) -> None:
     if args.jobs > 1:
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # processes that share cores
     started = ExperimentFolder(output).now()
-    work_through(Work(plan, str(output), InProcess(), args.stale_after, args.may_execute, started), args.jobs)
+    work = Work(plan, str(output), InProcess(), args.stale_after, args.may_execute, keep_models, started)
+    work_through(work, args.jobs)
 
 
 def _report(recipe: Recipe, plan: Plan, output: Path) -> int:

@@ -40,7 +40,8 @@ def needs_of(recipe: Recipe, plan: Plan, sources: Mapping[str, list[str]]) -> Ne
         seeds = ", ".join(map(str, recipe.seeds))
         grid.append(f"{method}: " + (f"β {', '.join(betas)}; " if betas else "") + f"seeds {seeds}")
     data = [(role, item, _size(item)) for role, items in sources.items() for item in items]
-    trained = counts["train"] + (counts["sft"] if recipe.start is None else 0)
+    kept = counts["train"] if recipe.keep_models else 1
+    trained = kept + (counts["sft"] if recipe.start is None else 0)
     return Needs(
         {group: counts[group] for group in GROUPS if counts[group]},
         tuple(grid),

@@ -70,6 +70,7 @@ class Recipe:
         method_betas: other values of β for single methods.
         sft_per_seed: every seed has its own SFT model and pairs; otherwise seeds are those of training and sampling.
         disk_gb: of one run's model, for an estimate.
+        keep_models: whether runs keep their weights once they are evaluated; masks, settings and samples always stay.
         hardware: what it needs, for people.
     """
 
@@ -92,6 +93,7 @@ class Recipe:
     sft_per_seed: bool = False
     evaluate: dict[str, Any] = field(default_factory=dict)
     disk_gb: float = 0.0
+    keep_models: bool = True
 
     def betas_of(self, method: str) -> list[float | None]:
         """The values of β that a method is run with; the start has none."""

@@ -30,11 +30,11 @@ def write_report(results: Mapping[str, Any], folder: Path) -> Path:
             "dots the single runs. Higher at the same KL is better."
         )
         _figures(document, groups)
-    for heading, note, header, rows in parts(results):
-        document.heading(heading)
-        if note:
+    for part in parts(results):
+        document.heading(part.title)
+        for note in part.notes:
             document.text(note)
-        document.table(header, rows)
+        document.table(part.header, part.rows, texts=(0, 1) if part.title == "Reward at matched KL" else (0,))
     document.heading("Stages")
     document.table(
         ["stage", "what came of it", "seconds"],

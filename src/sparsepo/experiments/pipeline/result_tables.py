@@ -15,7 +15,7 @@ Runs = Sequence[Mapping[str, Any]]
 MISSING = "–"
 MATCHED = (
     "The largest reward that a method reaches with at most this KL, linear in √KL between its points, the best of its β "
-    "counting. Intervals and p-values: a bootstrap that draws the same seeds and prompts for all methods; Holm over the methods."
+    "counting. Intervals and p-values: a bootstrap that draws the same seeds and prompts for all methods; Holm's adjustment."
 )
 # metric → its column
 PREFERENCE = {
@@ -103,47 +103,57 @@ def further_columns(runs: Runs) -> dict[str, str]:
     return {n: n.replace("_", " ") for n in names if n not in _KNOWN | _LEFT_OUT and not n.endswith("_se")}
 
 
-def parts(results: Mapping[str, Any]) -> list[tuple[str, str, list[str], list[list[str]]]]:
-    """The tables: title, what to know, header, rows."""
+@dataclass(frozen=True)
+class Part:
+    """One table: title, what to know (paragraphs), header, rows."""
+
+    title: str
+    notes: list[str]
+    header: list[str]
+    rows: list[list[str]]
+
+
+def parts(results: Mapping[str, Any]) -> list[Part]:
+    """The tables of all results, those without rows left out."""
     runs, recipe = results["runs"], results["recipe"]
     groups = groups_of(runs)
-    found = [("What the policies write", samples_note(results), *table_rows(groups, SAMPLES))]
+    found = [Part("What the policies write", samples_notes(results), *table_rows(groups, SAMPLES))]
     if further := further_columns(runs):
-        found.append(("What the task measures on the samples", "", *table_rows(groups, further)))
+        found.append(Part("What the task measures on the samples", [], *table_rows(groups, further)))
     frontier = results["frontier"]
     if frontier is not None and frontier["comparison"] is not None:
-        notes = " ".join([MATCHED, *frontier["notes"]])
-        found.append(("Reward at matched KL", notes, *matched_rows(frontier)))
+        notes = [MATCHED, *frontier["notes"]]
+        found.append(Part("Reward at matched KL", notes, *matched_rows(frontier)))
     note = (
         "Rewards are those of the loss, which differ between methods: accuracy compares, margins and losses do not. KL is "
         "KL(ref‖π), summed over a response; masked KL weighs each token by m_d. The start has none of these: its log-ratios "
         "are zero."
     )
-    found.append(("On held-out pairs", note, *table_rows(groups, PREFERENCE)))
+    found.append(Part("On held-out pairs", [note], *table_rows(groups, PREFERENCE)))
     yardstick = YARDSTICKS.get(recipe["evaluate"].get("yardstick") or "")
-    note = "" if yardstick is None else f"AUC: do the larger values stand at {yardstick}? 0.5 is chance."
-    found.append(("Masks", note, *table_rows(groups, MASKS)))
-    return [part for part in found if part[3]]
+    notes = [] if yardstick is None else [f"AUC: do the larger values stand at {yardstick}? 0.5 is chance."]
+    found.append(Part("Masks", notes, *table_rows(groups, MASKS)))
+    return [part for part in found if part.rows]
 
 
-def samples_note(results: Mapping[str, Any]) -> str:
+def samples_notes(results: Mapping[str, Any]) -> list[str]:
     """What the sampled reward is, and how far it can be trusted."""
-    reward, stages = results["reward"], results["stages"]
+    reward, stages, own = results["reward"], results["stages"], results["recipe"]["evaluate"]
     note = f"Reward: {REWARD_KINDS[reward['kind']]}"
     note += f" ({reward['model']})" if reward.get("model") else ""
     judged = next((stage["metrics"] for name, stage in stages.items() if name.startswith("reward")), None)
     if judged is not None:
         shown = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in judged.items())
         note += f", in standard deviations of its training labels; on texts that it has not seen: {shown}"
-    note += (
-        ". KL: nats a response, exact over the vocabulary at every token of the policy's own samples; beside it the "
-    )
-    note += "Monte-Carlo estimate, and the masked one, each token weighed by m_d."
-    own = results["recipe"]["evaluate"]
+    notes = [
+        f"{note}.",
+        "KL: nats a response, exact over the vocabulary at every token of the policy's own samples; beside it the same by "
+        "Monte Carlo, and masked, each token weighed by m_d.",
+    ]
     if own["temperature"] != 1 or own["top_p"] != 1:
-        note += f" Samples are drawn at temperature {own['temperature']:g}, top_p {own['top_p']:g}: the KL on them is not that "
-        note += "of the policy's own distribution."
-    return note
+        drawn = f"temperature {own['temperature']:g}, top_p {own['top_p']:g}"
+        notes.append(f"Samples are drawn at {drawn}: the KL on them is not that of the policy's own distribution.")
+    return notes
 
 
 def tables(results: Mapping[str, Any]) -> str:
@@ -154,10 +164,9 @@ def tables(results: Mapping[str, Any]) -> str:
             f"**Not complete:** {len(results['missing'])} runs are missing: {', '.join(results['missing'])}.\n"
         )
     lines.append("Mean ± half of the 95 % interval over seeds (Student's t); one seed has no interval.\n")
-    for title, note, header, rows in parts(results):
-        lines.append(f"## {title}\n")
-        lines += [f"{note}\n"] if note else []
-        lines += ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
-        lines += ["| " + " | ".join(row) + " |" for row in rows]
+    for part in parts(results):
+        lines += [f"## {part.title}\n", *(f"{note}\n" for note in part.notes)]
+        lines += ["| " + " | ".join(part.header) + " |", "|---" * len(part.header) + "|"]
+        lines += ["| " + " | ".join(row) + " |" for row in part.rows]
         lines.append("")
     return "\n".join(lines)

@@ -18,11 +18,12 @@ from typing import Any
 
 from .claims import STALE_AFTER, ClaimLostError, Held
 from .folder import ExperimentFolder, ago
-from .jobs import Commands, Job
+from .jobs import MODEL, Commands, Job
 from .stages import Plan, Stage
 
 POLL = 2.0  # seconds between two looks for work while others are at what comes first
 PARENT_POLL = 2.0
+WITHOUT_WEIGHTS = "without_weights"  # in the folder of a run whose weights were deleted
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Work:
         commands: the commands that train.
         stale_after: seconds without a sign of life after which a stage is taken over.
         may_execute: whether programs that a model wrote may be run.
+        keep_models: whether runs keep their weights once they are evaluated.
         started: failures noted before are tried again; by the clock of the folder.
         poll: seconds between two looks.
     """
@@ -44,6 +46,7 @@ class Work:
     commands: Commands
     stale_after: float = STALE_AFTER
     may_execute: bool = False
+    keep_models: bool = True
     started: float = 0.0
     poll: float = POLL
 
@@ -109,7 +112,7 @@ class _Worker:
         plan = self.work.plan
         for name, stage in plan.stages.items():
             key = plan.keys[name]
-            if self.folder.is_done(key) or self._has_failed(key) or not self._is_ready(stage):
+            if self._is_settled(name) or self._has_failed(key) or not self._is_ready(stage):
                 continue
             held = self.claims.take(key)
             if held is None:
@@ -122,7 +125,16 @@ class _Worker:
         return False, busy
 
     def _is_ready(self, stage: Stage) -> bool:
-        return all(self.folder.is_done(self.work.plan.keys[name]) for name in stage.needs.values())
+        return all(self._is_settled(name) for name in stage.needs.values())
+
+    def _is_settled(self, name: str) -> bool:
+        """Whether a stage is done, and its weights are still there if a stage that is not done needs them."""
+        plan = self.work.plan
+        key = plan.keys[name]
+        if not self.folder.is_done(key):
+            return False
+        is_bare = (self.folder.stage(key) / WITHOUT_WEIGHTS).exists()
+        return not is_bare or all(self.folder.is_done(plan.keys[own]) for own in plan.depending([name]))
 
     def _has_failed(self, key: str) -> bool:
         failure = self.folder.failure(key)
@@ -138,7 +150,7 @@ class _Worker:
 
         held.when_lost = lose
         with held:
-            if self.folder.is_done(key) or self._has_failed(key):  # by who held it when we looked first
+            if self._is_settled(stage.name) or self._has_failed(key):  # by who held it when we looked first
                 return False
             start, cpu = time.perf_counter(), time.process_time()
             try:
@@ -146,7 +158,10 @@ class _Worker:
                 held.check()
                 took = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu}
                 result |= {name: round(value, 1) for name, value in took.items()}
+                (self.folder.stage(key) / WITHOUT_WEIGHTS).unlink(missing_ok=True)
                 self.folder.save(key, {"stage": stage.name, **result})
+                if not self.work.keep_models and "train" in stage.needs:
+                    drop_weights(self.folder.stage(self.work.plan.keys[stage.needs["train"]]))
             except KeyboardInterrupt:
                 if not was_lost.is_set():
                     raise
@@ -191,6 +206,14 @@ class _Worker:
         plan, folder = self.work.plan, self.folder
         done = sum(folder.is_done(key) for key in plan.keys.values())
         print(f"[{done}/{len(plan.keys)}] {text}", flush=True)
+
+
+def drop_weights(folder: Path) -> None:
+    """Delete a run's weights; its mask, settings and numbers stay. It is trained again if its weights are needed."""
+    (folder / WITHOUT_WEIGHTS).touch()
+    for pattern in ("*.safetensors", "*.bin", "*.safetensors.index.json"):
+        for path in (folder / MODEL).glob(pattern):
+            path.unlink()
 
 
 def _reason(error: BaseException) -> str:
