@@ -1,0 +1,5 @@
+# Computes for ever.
+# expected: timeout
+def add(a, b):
+    while True:
+        pass

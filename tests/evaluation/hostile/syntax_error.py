@@ -1,0 +1,3 @@
+# No program.
+# expected: syntax
+def add(a, b) return a + b

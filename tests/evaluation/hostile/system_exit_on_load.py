@@ -1,0 +1,3 @@
+# Leaves by SystemExit, before any test.
+# expected: exit
+raise SystemExit(0)
