@@ -195,9 +195,19 @@ def tester(job: Job) -> Callable[[Row, str], bool]:
     limits = Limits(wall_seconds=job.settings["timeout"])
 
     def test(problem: Row, program: str) -> bool:
+        if not _parses(program):  # it cannot pass; most samples of a small model end here
+            return False
         return run_tests(program, test_job(problem), allow_code_execution=job.may_execute, limits=limits).passed
 
     return test
+
+
+def _parses(program: str) -> bool:
+    try:
+        ast.parse(program)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    return True
 
 
 def test_job(problem: Row) -> Any:
