@@ -23,6 +23,7 @@ COMMANDS = {
     "reasoning": "Open LLM Leaderboard tasks with lm-eval, normalised, before and after training",
     "humanrank": "HumanRankEval: does a model rank answers as people voted?",
     "merge": "merge a LoRA adapter into its base model, the mask kept",
+    "experiment": "a task of the paper, from data to table and plot, at any size",
     "data": "check preference data; sample completions; make pairs from scored ones",
     "judge": "win rate of answers, by a language model or a reward model",
     "plan": "memory, time and disk of a run before it is started, and what to change when it does not fit",

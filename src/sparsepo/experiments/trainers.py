@@ -23,6 +23,7 @@ def build_trainer(
     batch_size: int,
     learning_rate: float,
     seed: int,
+    mask: Any = None,
 ) -> Any:
     """A :class:`SparsePOTrainer` that saves nothing and logs 25 times: cosine schedule after a tenth of warm-up, float32.
 
@@ -32,6 +33,7 @@ def build_trainer(
         settings: further settings of ``SparsePOConfig``; what is not given is the library's default.
         output_dir: for what the trainer writes (the health monitor's file).
         steps, batch_size, learning_rate, seed: of training.
+        mask: a masker to use instead of the one that the settings describe.
     """
     from datasets import Dataset
 
@@ -61,6 +63,7 @@ def build_trainer(
         train_dataset=Dataset.from_list(train_rows),
         eval_dataset=Dataset.from_list(held_out_rows),
         processing_class=tokenizer,
+        mask=mask,
     )
     quieten(trainer)
     return trainer

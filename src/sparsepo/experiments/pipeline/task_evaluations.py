@@ -1,0 +1,75 @@
+"""Rewards of samples, and what else a task asks of them: the one place that joins the evaluation room's parts to runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from .jobs import MODEL, Job, Row
+
+# rows that the prompts came from, and texts → a number a text
+Scorer = Callable[[Sequence[Row], Sequence[str]], list[float]]
+
+
+def reward_of(job: Job) -> Scorer:
+    """The reward that the settings of an evaluation name."""
+    kind = job.settings["reward"]["kind"]
+    if kind == "rouge":
+        return rouge_l
+    if kind == "tests":
+        from .programs import passes
+
+        return passes(job)
+    return _named(job)
+
+
+def further_metrics(job: Job, rows: Sequence[Row], texts: Sequence[str]) -> dict[str, float]:
+    """What the task reports beside the reward."""
+    if job.settings["task"] == "summarisation":
+        return _summary_metrics(rows, texts)
+    return {}
+
+
+def rouge_l(rows: Sequence[Row], texts: Sequence[str]) -> list[float]:
+    """ROUGE-L F1 of each text against its row's reference."""
+    return _rouge(rows, texts, "rougeL")
+
+
+def _rouge(rows: Sequence[Row], texts: Sequence[str], kind: str) -> list[float]:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    scorer = RougeScorer([kind], use_stemmer=True)
+    pairs = zip(rows, texts, strict=True)
+    return [float(scorer.score(row["reference"], text)[kind].fmeasure) for row, text in pairs]
+
+
+def _summary_metrics(rows: Sequence[Row], texts: Sequence[str]) -> dict[str, float]:
+    found = {}
+    for kind in ("rouge1", "rouge2", "rougeL"):
+        values = _rouge(rows, texts, kind)
+        found[kind] = sum(values) / len(values)
+    return found
+
+
+def _named(job: Job) -> Scorer:
+    """A reward of :mod:`sparsepo.evaluation.rewards`."""
+    from sparsepo.evaluation.rewards import get_reward
+
+    reward = get_reward(specification(job))
+
+    def score(rows: Sequence[Row], texts: Sequence[str]) -> list[float]:
+        return reward([row["prompt"] for row in rows], texts)
+
+    return score
+
+
+def specification(job: Job) -> str:
+    """The reward as :func:`sparsepo.evaluation.rewards.get_reward` takes it."""
+    own = job.settings["reward"]
+    if own["kind"] == "trained":
+        return f"regression:{job.inputs['reward'] / MODEL}"
+    if own["kind"] == "lexicon":
+        return "lexicon:" + ",".join(job.stage.sources[role][0] for role in ("vader", "opinion"))
+    if own["kind"] == "playground":
+        return "playground"
+    label = f":{own['label']}" if own.get("label") else ""
+    return f"{own['kind']}:{own['model']}{label}"
