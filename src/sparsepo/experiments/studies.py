@@ -94,7 +94,7 @@ def finals_report(tasks: Sequence[Task], store: Store, quick: bool = False) -> s
     if curves:
         parts += [
             "## At the end of training, each at its own KL\n",
-            efficiency_table(efficiencies(curves, optima, matched.EFFICIENCY_BASELINES, sizes.draws)),
+            efficiency_table(efficiencies(curves, optima, matched.efficiency_baselines(), sizes.draws)),
         ]
     try:
         parts.append(matched.final_tables(*matched.final_comparison(curves, optima, sizes.draws)))

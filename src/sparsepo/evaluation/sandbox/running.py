@@ -207,7 +207,10 @@ def _failure(
 ) -> tuple[str, str]:
     """Kind and detail of a failure."""
     if told["stopped"]:
-        what = {"timeout": f"more than {limits.wall_seconds:g} s", "output": f"printed over {limits.output_bytes} bytes"}
+        what = {
+            "timeout": f"more than {limits.wall_seconds:g} s",
+            "output": f"printed over {limits.output_bytes} bytes",
+        }
         return told["stopped"], what.get(told["stopped"], f"files of more than {limits.scratch_bytes} bytes")
     last = report[-1]
     if last.get("failed") in ("syntax", "load"):

@@ -47,7 +47,9 @@ class Limits:
             if not value > 0:
                 raise ValueError(f"{field.name}={value} must be above 0.")
         if self.open_files < 16:
-            raise ValueError(f"open_files={self.open_files} must be at least 16: some are open before the program runs.")
+            raise ValueError(
+                f"open_files={self.open_files} must be at least 16: some are open before the program runs."
+            )
         if self.memory_bytes < 64 * MiB:
             raise ValueError(f"memory_bytes={self.memory_bytes} must be at least {64 * MiB}: Python itself needs that.")
 
