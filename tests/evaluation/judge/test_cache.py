@@ -67,6 +67,21 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         AnswerCache(tmp_path / "later")
 
 
+def test_files_that_cannot_be_used_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(OSError, match="unable to open"):
+        AnswerCache(tmp_path)
+    cache = AnswerCache(tmp_path / "c")
+    monkeypatch.setattr("sparsepo.evaluation.judge.database._PATIENCE", 0.05)
+    other = AnswerCache(tmp_path / "c")
+    with sqlite3.connect(tmp_path / "c", isolation_level=None) as holding:
+        holding.execute("BEGIN IMMEDIATE")
+        with pytest.raises(OSError, match="held by another process"):
+            other.claim("k", 1)
+        holding.execute("ROLLBACK")
+    assert other.claim("k", 1) == "mine"
+    assert cache.claim("k", 1) == "elsewhere"
+
+
 def test_where_it_is_by_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert default_cache() == tmp_path / "sparsepo" / "judge.sqlite"

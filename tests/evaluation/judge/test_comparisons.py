@@ -60,6 +60,11 @@ def test_messages_are_prompts_too() -> None:
     assert joined.comparisons[0].messages == messages
 
 
+def test_halves_of_surrogate_pairs_are_replaced() -> None:
+    (own,) = join_answers(rows(("p \ud800", "a \udfff")), rows(("p \ud800", "b"))).comparisons
+    assert (own.prompt, own.candidate) == ("p ?", "a ?")
+
+
 def test_one_file_with_both_answers() -> None:
     found = comparisons_of(
         [

@@ -235,7 +235,11 @@ class Client:
         for name, value in found.items():
             if value is not None and not isinstance(value, str):
                 raise TryAgainError(f"answer's {name} is {type(value).__name__}, not a text", may_be_paid=True)
-        cleaned = {name: None if value is None else self._endpoint.clean(value) for name, value in found.items()}
+        cleaned = {
+            # JSON may hold halves of surrogate pairs, which cannot be written
+            name: None if value is None else self._endpoint.clean(value.encode("utf-8", "replace").decode("utf-8"))
+            for name, value in found.items()
+        }
         usage = usage_of(content)
         return {**cleaned, "usage": None if usage is None else [usage.sent, usage.answered]}
 

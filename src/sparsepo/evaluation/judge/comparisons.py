@@ -144,9 +144,9 @@ def has_both_answers(row: Row) -> bool:
 def as_text(content: Any) -> str | None:
     """A prompt or answer as text: messages one after the other, each behind its role; None for anything else."""
     if isinstance(content, str):
-        return content
+        return _whole(content)
     if isinstance(content, list) and content and all(_is_message(own) for own in content):
-        return "\n\n".join(f"{own['role']}: {own['content']}" for own in content)
+        return _whole("\n\n".join(f"{own['role']}: {own['content']}" for own in content))
     return None
 
 
@@ -187,7 +187,12 @@ def _answer(where: str, name: str, content: Any) -> str:
     text = content[0]["content"] if is_one else content
     if not isinstance(text, str):
         raise ValueError(f"{where}: {name} is neither a text nor one message (role, content): {content!r:.80}.")
-    return text
+    return _whole(text)
+
+
+def _whole(text: str) -> str:
+    """A text without halves of surrogate pairs, which JSON may hold and which can neither be sent nor written."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _is_message(value: Any) -> bool:

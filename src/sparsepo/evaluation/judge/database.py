@@ -23,6 +23,7 @@ class Database:
 
     Raises:
         ValueError: the file is no such database, or of another version; says what to do.
+        OSError: it cannot be opened or written.
     """
 
     def __init__(self, path: str | os.PathLike[str], schema: str, version: int) -> None:
@@ -31,7 +32,12 @@ class Database:
             Path(self.path).parent.mkdir(parents=True, exist_ok=True)
         # The rollback journal, not the write-ahead log: that one does not work on network file systems. A notebook asks from
         # a thread of its own, while the one that opened the file waits.
-        self._connection = sqlite3.connect(self.path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False)
+        try:
+            self._connection = sqlite3.connect(
+                self.path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False
+            )
+        except sqlite3.OperationalError as error:
+            raise OSError(f"{self.path}: {error}.") from error
         try:
             with self.transaction() as connection:
                 (found,) = connection.execute("PRAGMA user_version").fetchone()
@@ -50,14 +56,25 @@ class Database:
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """All or nothing of what is executed in it."""
-        self._connection.execute("BEGIN IMMEDIATE")
+        """All or nothing of what is executed in it.
+
+        Raises:
+            OSError: another process holds the file for long, or it cannot be written (a full disk, missing rights).
+        """
+        self._do("BEGIN IMMEDIATE")
         try:
             yield self._connection
+            self._do("COMMIT")
         except BaseException:
-            self._connection.execute("ROLLBACK")
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
             raise
-        self._connection.execute("COMMIT")
+
+    def _do(self, statement: str) -> None:
+        try:
+            self._connection.execute(statement)
+        except sqlite3.OperationalError as error:
+            raise OSError(f"{self.path}: {error} (held by another process, or not to be written).") from error
 
     def close(self) -> None:
         """Close the file."""
