@@ -195,3 +195,27 @@ def test_names_that_the_command_repeats() -> None:
     for name in ("samples", "top_p", "max_new_tokens", "seed"):
         assert summaries.SAMPLING[name] == getattr(defaults, name)
     assert len(PICKS) == 4
+
+
+def scored(name: str, temperature: float | None) -> Any:
+    from sparsepo.evaluation.summaries import Judges, SummaryItem, SummarySet, score_set
+
+    items = tuple(SummaryItem(p, p, (f"{name} film {temperature}",), ("the film",)) for p in PROMPTS)
+    return score_set(SummarySet(name, items, temperature), ["rouge"], Judges())
+
+
+def test_tables_and_differences_stand_at_equal_temperatures() -> None:
+    from sparsepo.inspection.summarisation_page import tables
+
+    file, swept, other = (
+        scored("file", None),
+        [scored("a", t) for t in (0.0, 1.0)],
+        [scored("b", t) for t in (0.0, 1.0)],
+    )
+    assert [header[1:] for header, _ in tables([file, *swept]).values()] == [["file", "a T=0", "a T=1"]]
+    both = tables([*swept, *other, file])
+    assert {title: header[1:] for title, (header, _) in both.items()} == {
+        f"summaries at temperature {t}": ["a", "b", "file"] for t in (0, 1)
+    }
+    found = [(own["one"], own["other"]) for own in summaries._differences([*swept, *other, file])]
+    assert found == [("b T=0", "a T=0"), ("b T=1", "a T=1"), ("file", "a T=0"), ("file", "a T=1")]

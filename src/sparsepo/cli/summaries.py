@@ -187,15 +187,15 @@ def _show(args: argparse.Namespace, scored: list[Any], notes: list[str], folder:
 
 
 def _differences(scored: list[Any]) -> list[dict[str, Any]]:
-    """Every source against the first one, at the same temperature."""
+    """Every source against the first one: at the same temperature, and what has none (a file) against all of its."""
     from sparsepo.evaluation.summaries import compare
 
     first = {one.source.temperature: one for one in scored if one.source.name == scored[0].source.name}
-    only = next(iter(first.values())) if len(first) == 1 else None
     found = []
     for one in scored:
-        other = first.get(one.source.temperature, only)
-        if one.source.name != scored[0].source.name and other is not None:
+        temperature = one.source.temperature
+        others = [own for t, own in first.items() if t == temperature or t is None or temperature is None]
+        for other in others if one.source.name != scored[0].source.name else []:
             metrics = compare(one, other)
             if any(own["count"] for own in metrics.values()):
                 found.append({"one": one.source.label, "other": other.source.label, "metrics": metrics})

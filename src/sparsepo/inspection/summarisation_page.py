@@ -26,23 +26,27 @@ NOTE = (
 
 
 def tables(scored: Sequence[Scored]) -> dict[str, Table]:
-    """A table a temperature: a row a metric, a column a source."""
+    """Title → table, a row a metric. One table of all sets; where several sources come at several temperatures, one a
+    temperature, and what has no temperature (a file) stands in each.
+    """
+    temperatures = [t for t in _temperatures(scored) if t is not None]
+    if len(temperatures) < 2 or len({one.source.name for one in scored if one.source.temperature is not None}) < 2:
+        return {"summaries": _table(scored, [one.source.label for one in scored])}
     found = {}
-    for temperature in _temperatures(scored):
-        own = [one for one in scored if one.source.temperature == temperature]
-        title = "summaries" if temperature is None else f"summaries at temperature {temperature:g}"
-        found[title] = _table(own)
+    for temperature in temperatures:
+        own = [one for one in scored if one.source.temperature in (temperature, None)]
+        found[f"summaries at temperature {temperature:g}"] = _table(own, [one.source.name for one in own])
     return found
 
 
-def _table(scored: Sequence[Scored]) -> Table:
+def _table(scored: Sequence[Scored], names: Sequence[str]) -> Table:
     estimates = [one.estimates() for one in scored]
     rows = [["prompts", *(f"{len(one.source.items):,}" for one in scored)]]
     for name, metric in METRICS.items():
         if any(own.get(name, {}).get("count") for own in estimates):
             label = f"{metric.label} {_ARROWS[metric.better]}".strip()
             rows.append([label, *(with_interval(own.get(name), digits=metric.digits) for own in estimates)])
-    return ["", *(one.source.name for one in scored)], rows
+    return ["", *names], rows
 
 
 def difference_table(differences: Sequence[Mapping[str, Any]]) -> Table:
@@ -100,8 +104,9 @@ def write_report(
     content = report(scored, differences, settings=dict(settings or {}), notes=list(notes))
     document = Document("Summaries", ", ".join(dict.fromkeys(one.source.name for one in scored)), folder / "plots")
     document.heading("Result")
-    for title, (header, rows) in tables(scored).items():
-        if len(_temperatures(scored)) > 1:
+    found = tables(scored)
+    for title, (header, rows) in found.items():
+        if len(found) > 1:
             document.subheading(title[0].upper() + title[1:])
         document.table(header, rows)
     for note in (NOTE, *notes):

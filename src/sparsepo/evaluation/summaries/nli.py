@@ -44,6 +44,8 @@ class NliModel:
     def __init__(self, model: Any, tokenizer: Any, batch_size: int = 32) -> None:
         self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
         self.label = entailment_label(model.config.id2label)
+        # sentences are measured before they are split, so that its warning about long ones would always be false
+        tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
         length = min(max_tokens(model.config), int(tokenizer.model_max_length))
         self.max_length = length
         # premise and hypothesis may each take half of what the special tokens leave
