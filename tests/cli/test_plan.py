@@ -66,13 +66,15 @@ def test_a_recipe_is_read_and_flags_override_it(sparsepo: Call, model_folder: Pa
 
 
 def test_what_does_not_fit_ends_with_status_1_and_says_what_to_change(sparsepo: Call) -> None:
-    result = sparsepo(
-        "plan", *SMALL, "--gpu", "H100", "--gpu_memory", "0.85", "--max_length", "256", "--batch_size", "8"
-    )
+    arguments = (*SMALL, "--gpu", "H100", "--gpu_memory", "1.2", "--max_length", "256", "--batch_size", "32")
+    result = sparsepo("plan", *arguments)
     assert result.status == 1
-    assert "DOES NOT FIT" in result.out
-    assert "saves GiB" in result.out
-    assert "--per_device_train_batch_size 1" in " ".join(result.out.split())
+    for text in ("DOES NOT FIT", "What to change", "one at a time", "Enough: --per_device_train_batch_size 1"):
+        assert text in result.out
+    found = planned(sparsepo, *arguments)
+    assert not found["memory"]["fits"]
+    assert found["together"][0]["flags"].startswith("--per_device_train_batch_size 1")
+    assert found["together"][-1]["memory"] < 0.92 * found["device"]["memory"] < found["memory"]["total"]
 
 
 @pytest.mark.parametrize(

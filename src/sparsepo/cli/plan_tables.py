@@ -26,7 +26,7 @@ def print_plan(plan: Any) -> None:
     title = f"Memory of a device, GiB, at its most ({memory.when}), rows of {settings.max_length} tokens"
     console.print(text_table(title, ("part", "GiB"), rows))
     verdict = "fits" if plan.fits else "DOES NOT FIT"
-    say(console, f"{verdict}: {gib(memory.total)} of {gib(device.memory)} GiB of a {device.name} "
+    say(console, f"{verdict}: {gib(memory.total)} of the {gib(device.memory)} GiB of each device, {device.name} "
                  f"({USABLE:.0%} of it counted on)")  # fmt: skip
     _print_time(console, plan)
     _print_disk(console, plan)
@@ -59,7 +59,7 @@ def _print_time(console: Any, plan: Any) -> None:
     rows.append([f"step: {settings.accumulation} of these and the optimiser", f"{1e3 * time.step:.0f}"])
     title = (
         f"Time, ms, average rows of {settings.prompt_tokens} + {settings.response_tokens} tokens "
-        "(a model, within some tens of percent: docs/plan.md)"
+        "(a model: docs/plan.md)"
     )
     console.print(text_table(title, ("part of a micro-batch", "ms"), rows))
     if time.communication > time.step - time.optimizer - 1e-9:
@@ -81,8 +81,9 @@ def _print_disk(console: Any, plan: Any) -> None:
 
 def _print_advice(console: Any, plan: Any) -> None:
     advice, device = plan.advice, plan.device
-    rows = [[change.flags, gib(change.saved), gib(change.memory), change.cost] for change in advice.changes]
-    console.print(text_table("What to change, one at a time", ("change", "saves GiB", "then GiB", "costs"), rows))
+    say(console, "What to change, one at a time: saves GiB, then GiB")
+    for change in advice.changes:  # lines, not a table: flags are copied from here
+        say(console, f"  {gib(change.saved):>6} {gib(change.memory):>6}  {change.flags}  ({change.cost})")
     if plan.fits:
         return
     if advice.together is None:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from .disk import plan_disk
-from .fake_step import needs_of
 from .memory import MemoryPlan, plan_memory
+from .needs import needs_of
 from .settings import PlanSettings
 from .shapes import ModelShape
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .fake_step import needs_of
+from .needs import needs_of
 from .settings import PlanSettings
 from .shapes import ModelShape
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .devices import Device
-from .fake_step import StepRecord
+from .fake_step import PHASES, StepRecord
 from .settings import PlanSettings
 from .shapes import ModelShape
 
@@ -89,7 +89,7 @@ def _phases(record: StepRecord, shape: ModelShape, flops: float, bandwidth: floa
     work["scoring"] = work.get("scoring", 0) + work.pop("head", 0)
     moved["scoring"] = moved.get("scoring", 0) + _ROW_BYTES * record.rows * shape.vocabulary
     found = {}
-    for name in ("reference", "mask", "policy", "scoring", "backward"):
+    for name in PHASES:
         computed = work.get(name, 0) / flops + moved.get(name, 0) / bandwidth
         found[name] = max(computed, record.operations.get(name, 0) * LAUNCH)
     return found
