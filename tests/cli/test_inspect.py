@@ -52,6 +52,28 @@ def test_an_untrained_model_and_a_typed_pair(sparsepo: Call, model_folder: Path)
     assert "₀" in result.out or "₉" in result.out
 
 
+def test_words_are_masked_in_terminal_and_page_and_kept_in_the_table(
+    sparsepo: Call, model_folder: Path, tmp_path: Path
+) -> None:
+    words = tmp_path / "words.txt"
+    words.write_text("film\nawful\n")
+    pair = ("inspect", model_folder, "--pair", "the film was", " good and awful .", " dull", "--output", tmp_path)
+    result = sparsepo(*pair, "--content_words", words)
+    assert result.status == 0, result.err
+    assert "Content notice" in result.out
+    assert "a...." in result.out
+    page = (tmp_path / "inspect.html").read_text()
+    assert "the f... was" in page
+    assert "awful" not in page
+    assert "Content notice" in page
+    (record,) = read_records(tmp_path / "tokens.parquet")
+    assert "awful" in record.chosen.text
+    assert record.prompt == "the film was"
+    plain = sparsepo(*pair)
+    assert "Content notice" not in plain.out
+    assert "awful" in (tmp_path / "inspect.html").read_text()
+
+
 def test_limit(sparsepo: Call, tmp_path: Path, model_folder: Path, held_out_file: Path) -> None:
     result = sparsepo("inspect", model_folder, held_out_file, "--limit", 2, "--output", tmp_path, "--show", 0)
     assert result.status == 0, result.err

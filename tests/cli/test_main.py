@@ -40,7 +40,9 @@ def test_help_lists_the_commands(sparsepo: Call) -> None:
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["train", "--help"], ["sft", "--help"], ["data", "--help"],
-                                       ["evaluate", "--help"], ["merge", "--help"], ["demo", "--help"]])  # fmt: skip
+                                       ["evaluate", "--help"], ["merge", "--help"], ["demo", "--help"],
+                                       ["frontier", "--help"], ["reward-model", "--help"],
+                                       ["data", "sample", "--help"]])  # fmt: skip
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     code = (
         f"import sys; from sparsepo.cli.main import main; status = main({arguments!r}); "

@@ -241,3 +241,15 @@ def test_other_real_files(name: str, prompts: int) -> None:
     pairs, report = pairs_from_scored(read_lines(shared_file(name)))
     assert report.prompts == prompts
     assert len(pairs) > 0.98 * prompts
+
+
+def test_completions_that_were_cut_off_can_be_left_out() -> None:
+    rows = [
+        {"prompt": "a", "text": text, "reward": reward, "finished": finished}
+        for text, reward, finished in (("x", 1.0, True), ("y", 2.0, False), ("z", 0.5, None))
+    ]
+    (pair,), report = pairs_from_scored(rows, PairSettings(finished_only=True))
+    assert (pair["chosen"], pair["rejected"]) == (" x", " z")  # where a server did not say, the row stays
+    assert report.counts["rows that were cut off left out"] == 1
+    (pair,), _ = pairs_from_scored(rows)
+    assert pair["chosen"] == " y"

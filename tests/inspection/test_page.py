@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from sparsepo.inspection import QUANTITIES, PairRecord, RecordWriter, read_records, write_page
+from sparsepo.inspection.frames import write_frames
 from tests.inspection.conftest import watched
 
 
@@ -147,3 +148,14 @@ def test_a_limit_stops_reading(records: list[PairRecord], tmp_path: Path) -> Non
             yield records[0]
 
     assert write_page(endless(), tmp_path / "some.html", limit=3) == 3
+
+
+def test_offensive_texts_are_announced(records: list[PairRecord], tmp_path: Path) -> None:
+    rude = [replace(record, prompt="what the fuck is that film") for record in records]
+    for name, content in (("plain", records), ("rude", rude)):
+        write_page(content, tmp_path / f"{name}.html", subtitle="DPO")
+        write_frames(tmp_path / f"{name}-frames.html", {"a": content, "b": content}, title="T", subtitle="DPO")
+        for file in (f"{name}.html", f"{name}-frames.html"):
+            text = (tmp_path / file).read_text(encoding="utf-8")
+            assert ("DPO · may hold offensive language" in text) == (name == "rude")
+            assert ("Content notice" in text) == (name == "rude")

@@ -90,6 +90,7 @@ def _add_pairs(commands: Any) -> None:
         "a line break",
     )
     _flag(parser, "--min_ratio", type=float, default=1.0, help="votes: least ratio of the two scores (default 1)")
+    _flag(parser, "--finished_only", action="store_true", help="leave out sampled completions that were cut off")
     _flag(parser, "--no_dedupe", action="store_true", help="do not merge repeated completions")
     _flag(parser, "--no_shuffle", action="store_true", help="keep the order of the prompts")
     _flag(parser, "--eval_fraction", type=float, help="share of the PROMPTS whose pairs go to a second file")
@@ -152,6 +153,7 @@ def run_pairs(args: argparse.Namespace) -> int:
         dedupe=not args.no_dedupe,
         shuffle=not args.no_shuffle,
         min_ratio=args.min_ratio,
+        finished_only=args.finished_only,
     )
     output = check_output(Path(args.output), args.overwrite)
     held_output = _eval_output(args, output)

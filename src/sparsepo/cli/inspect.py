@@ -196,7 +196,7 @@ def _write(args: argparse.Namespace, trainer: Any, count: int, statistics: Any, 
         kept = [masked_record(record, words) for record in kept]
     if "html" in formats:
         folder.mkdir(parents=True, exist_ok=True)
-        notes = [notice] if notice else []
+        notes = [notice] if notice and words is not None else []  # the page itself looks at texts that are not masked
         notes += [] if count <= PAGE_PAIRS else [f"The first {PAGE_PAIRS} of {count} pairs; the table holds all."]
         subtitle = f"{trainer.objective.display_name} · {args.model}"
         write_page(kept[:PAGE_PAIRS], folder / "inspect.html", subtitle=subtitle, notes=notes)

@@ -32,6 +32,7 @@ class PairSettings:
         joiner: what stands between prompt and text; see :func:`sparsepo.data.joining.joined`.
         dedupe: completions of a prompt with the same text count once, with the mean of their rewards.
         shuffle: put the pairs into a random (seeded) order; otherwise in the order of the prompts.
+        finished_only: scored completions: leave out rows whose ``finished`` is false, which were cut off.
         min_ratio: votes only: least ratio of the higher to the lower score (2 is what SHP's authors advise).
 
     Raises:
@@ -46,6 +47,7 @@ class PairSettings:
     dedupe: bool = True
     shuffle: bool = True
     min_ratio: float = 1.0
+    finished_only: bool = False
 
     def __post_init__(self) -> None:
         if self.strategy not in get_args(Strategy):
@@ -114,7 +116,7 @@ def pairs_from_scored(
     prompts: dict[str, Any] = {}
     for number, row in enumerate(rows):
         report.rows += 1
-        found = _scored(row)
+        found = _scored(row, settings)
         if isinstance(found, str):
             report.note(found, number)
             continue
@@ -180,7 +182,7 @@ def prompt_key(prompt: Any) -> str:
     return prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True, ensure_ascii=False, default=str)
 
 
-def _scored(row: Mapping[str, Any]) -> _Scored | str:
+def _scored(row: Mapping[str, Any], settings: PairSettings) -> _Scored | str:
     """The completion of a row, or why there is none."""
     text_name, reward_name = first_of(TEXT_NAMES, row), first_of(REWARD_NAMES, row)
     prompt, text = row.get("prompt"), row.get(text_name) if text_name else None
@@ -190,6 +192,8 @@ def _scored(row: Mapping[str, Any]) -> _Scored | str:
         return "rows whose text is missing or no text left out"
     if not text.strip():
         return "rows with an empty text left out"
+    if settings.finished_only and row.get("finished") is False:
+        return "rows that were cut off left out"
     reward = _number(row.get(reward_name)) if reward_name else None
     return "rows whose reward is no finite number left out" if reward is None else _Scored(text, reward)
 

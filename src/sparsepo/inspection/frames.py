@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from .document import write_whole
+from .masked_words import announced
 from .page import add_sizes, finite, layers_of, packed_side, render
 from .records import PairRecord
 
@@ -52,6 +53,7 @@ def frames_page(
         "frames": list(keyed),
         "pairs": pairs,
     }
+    subtitle, notes = announced([record for own in frames.values() for record in own], subtitle, notes)
     return render(
         "frames.html",
         styles=("base.css", "frames.css"),
@@ -60,7 +62,7 @@ def frames_page(
         title=title,
         subtitle=subtitle,
         slider=slider,
-        notes=list(notes),
+        notes=notes,
     )
 
 

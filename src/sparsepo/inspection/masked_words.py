@@ -23,6 +23,14 @@ def notice_of(records: Sequence[PairRecord], words: ContentFilter | None) -> str
     return content_notice(texts, words)
 
 
+def announced(records: Sequence[PairRecord], subtitle: str, notes: Sequence[str]) -> tuple[str, list[str]]:
+    """A page's subtitle and notes, with the content notice where its texts call for one."""
+    notice = notice_of(records, None)
+    if not notice:
+        return subtitle, list(notes)
+    return " · ".join(filter(None, [subtitle, "may hold offensive language"])), [*notes, notice]
+
+
 def _masked_side(side: SideRecord, words: ContentFilter) -> SideRecord:
     plain = [piece for piece, special in zip(side.pieces, side.special, strict=True) if not special]
     masked = iter(words.mask_pieces(plain))

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .masked_words import announced
 from .records import QUANTITIES, STORED, PairRecord, SideRecord
 
 SIGNED = ("log_ratio", "reward_part", "contribution", "running")
@@ -57,15 +58,18 @@ def page(
 ) -> tuple[str, int]:
     """The page as text, and the number of pairs on it; see :func:`write_page`."""
     pairs: list[dict[str, Any]] = []
+    shown: list[PairRecord] = []
     groups: dict[str, None] = {}
     scales: dict[str, list[NDArray[np.float32]]] = {}
     for record in records:
         if limit is not None and len(pairs) >= limit:
             break
         pairs.append(_packed(record))
+        shown.append(record)
         groups[record.group] = None
         add_sizes(scales, record)
     content = {"layers": layers_of(scales), "pairs": pairs}
+    subtitle, notes = announced(shown, subtitle, notes)
     html = render(
         "inspect.html",
         styles=("base.css", "inspect.css"),
@@ -73,7 +77,7 @@ def page(
         data=content,
         title=title,
         subtitle=subtitle,
-        notes=list(notes),
+        notes=notes,
         groups=list(groups),
     )
     return html, len(pairs)
