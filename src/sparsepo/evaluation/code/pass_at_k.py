@@ -33,4 +33,6 @@ def check_ks(ks: Sequence[int], n: int) -> None:
     """
     for k in ks:
         if not 1 <= k <= n:
-            raise ValueError(f"pass@{k} needs at least {max(k, 1)} samples of each problem, and k at least 1; there are {n}.")
+            raise ValueError(
+                f"pass@{k} needs at least {max(k, 1)} samples of each problem, and k at least 1; there are {n}."
+            )

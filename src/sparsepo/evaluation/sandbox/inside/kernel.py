@@ -51,7 +51,7 @@ def mount(source: str, target: str, kind: str | None, flags: int, data: str | No
 
 
 class _MountAttributes(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_uint64) for name in ("set", "clear", "propagation", "userns")]  # noqa: RUF012
+    _fields_ = [(name, ctypes.c_uint64) for name in ("set", "clear", "propagation", "userns")]
 
 
 def make_read_only(target: str) -> None:
