@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ class Executor:
     """
 
     allow_code_execution: bool = False
-    limits: Limits = Limits()
+    limits: Limits = field(default_factory=Limits)
     isolation: Isolation | None = None
     workers: int | None = None
 

@@ -113,7 +113,7 @@ _ENCODERS: list[tuple[Any, Callable[[Any], Any]]] = [
 ]
 
 
-def _rarer(value: object) -> Any:
+def _rarer(value: Any) -> Any:
     """Types of modules that only a program which uses them has loaded."""
     decimal, fractions, datetime = (sys.modules.get(name) for name in ("decimal", "fractions", "datetime"))
     if decimal is not None and isinstance(value, decimal.Decimal):
@@ -126,8 +126,9 @@ def _rarer(value: object) -> Any:
                 return {name: value.isoformat()}
         if isinstance(value, datetime.timedelta):
             return {"timedelta": [value.days, value.seconds, value.microseconds]}
-    if isinstance(value, type) and vars(builtins).get(str(value.__name__)) is value:
-        return {"type": str(value.__name__)}
+    name = getattr(value, "__name__", "")
+    if isinstance(value, type) and vars(builtins).get(name) is value:
+        return {"type": name}
     try:
         return _encoded(operator.index(value))  # integers of other libraries
     except TypeError:
