@@ -186,12 +186,12 @@ def test_tests_as_a_reward(mbpp_file: str) -> None:
 
 
 def test_pairs_are_of_programs_that_pass_and_fail(mbpp_file: str) -> None:
-    rows = mbpp_rows(mbpp_file)
+    rows = mbpp_rows(mbpp_file)[:3]
     rows[0] = (rows[0][0], {**rows[0][1], "code": "def add2(x):\n    return x - 2\n"})  # a reference that fails
     executor = Executor(allow_code_execution=True)
     pairs, report = code_pairs(rows, executor, count=2, seed=1)
     assert report.failing_solutions == ["task 2 (assertion)"]
-    assert {pair["task_id"] for pair in pairs} == {3, 4, 11, 12}
+    assert {pair["task_id"] for pair in pairs} == {3, 4}
     jobs = {str(p.task_id): p.job for p in load_problems("mbpp", mbpp_file, prompt="task", split="all")}
     for pair in pairs:
         start, end = pair["span"]

@@ -159,6 +159,7 @@ def _mbpp_problems(rows: Sequence[Mapping[str, Any]], where: str, prompt: str, s
     examples = _shots(rows, where) if prompt == "few_shot" else ""
     found = []
     for place, row in _split(rows, where, split):
+        job = mbpp_job(row, place)
         if prompt == "few_shot":
             asked, stop = examples + _shot(row, ""), _FEW_SHOT_STOP
         elif prompt == "docstring":
@@ -167,7 +168,7 @@ def _mbpp_problems(rows: Sequence[Mapping[str, Any]], where: str, prompt: str, s
         else:
             asked, stop = mbpp_task(row), _MBPP_STOP
         solution = mbpp_solution(row) if row.get("code") else None
-        found.append(Problem(str(row["task_id"]), asked, "", stop, mbpp_job(row, place), solution))
+        found.append(Problem(str(row["task_id"]), asked, "", stop, job, solution))
     return found
 
 
