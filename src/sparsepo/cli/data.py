@@ -1,4 +1,4 @@
-"""``sparsepo data check``, ``sparsepo data pairs`` and ``sparsepo data sample``."""
+"""``sparsepo data check`` and ``sparsepo data pairs``; registers ``data sample`` and ``data code-pairs``."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .content_flags import add_content_flags, content_filter_of
+from .data_code_pairs import add_code_pairs
 from .data_sample import add_sample
 
 _CHECK = """Find what would break or distort training, and say what training does about it: rows are dropped and
@@ -28,6 +29,7 @@ def add_parser(subparsers: Any) -> None:
     _add_check(commands)
     _add_pairs(commands)
     add_sample(commands)
+    add_code_pairs(commands)
 
 
 def _add_source(parser: argparse.ArgumentParser) -> None:
@@ -156,7 +158,7 @@ def run_pairs(args: argparse.Namespace) -> int:
         finished_only=args.finished_only,
     )
     output = check_output(Path(args.output), args.overwrite)
-    held_output = _eval_output(args, output)
+    held_output = eval_output(args, output)
     dataset = _load(args, ("scored", "votes"))
     is_votes = format_of(dataset).kind == "votes"
     pairs, report = (pairs_from_votes if is_votes else pairs_from_scored)(dataset, settings)
@@ -174,7 +176,7 @@ def run_pairs(args: argparse.Namespace) -> int:
     return 0
 
 
-def _eval_output(args: argparse.Namespace, output: Path) -> Path | None:
+def eval_output(args: argparse.Namespace, output: Path) -> Path | None:
     """Where eval pairs go; checked before any work."""
     from sparsepo.data.writing import check_output
 

@@ -16,6 +16,7 @@ COMMANDS = {
     "train": "train on preference pairs: SparsePO, MaPO, TDPO, DPO, SimPO, DPOP",
     "sft": "supervised fine-tuning, or a small model and its tokenizer from your own texts",
     "evaluate": "all training metrics of a saved model on held-out pairs",
+    "code": "pass@k on HumanEval and MBPP, programs run in a sandbox",
     "inspect": "what the masks chose, token by token: terminal, web page, table",
     "frontier": "reward against KL of runs, checkpoint by checkpoint, at matched KL",
     "reward-model": "train a small reward model: labelled texts, scored completions, or preference pairs",

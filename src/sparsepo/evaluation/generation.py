@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from .stopping import StopTexts
 from transformers import LogitsProcessor, LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
+
+from .stopping import StopTexts
 
 Prompt = str | list[dict[str, str]]
 # Progress: completions done, completions in all

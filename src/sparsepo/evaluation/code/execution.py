@@ -6,13 +6,12 @@ import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from ..sandbox import Isolation, Limits, Outcome, TestJob, containing_isolation, run_tests
-from ..sandbox.settings import ExecutionNotAllowedError
+from ..sandbox import Isolation, Limits, Outcome, TestJob, check_consent, containing_isolation, run_tests
 
 # Progress: programs done, programs in all
 Progress = Callable[[int, int], None]
@@ -34,16 +33,12 @@ class Executor:
     """
 
     allow_code_execution: bool = False
-    limits: Limits = Limits()
+    limits: Limits = field(default_factory=Limits)
     isolation: Isolation | None = None
     workers: int | None = None
 
     def __post_init__(self) -> None:
-        if self.allow_code_execution is not True:
-            raise ExecutionNotAllowedError(
-                "Programs that a model wrote run only with --allow-code-execution (allow_code_execution=True): "
-                "docs/code.md says what contains them and what does not."
-            )
+        check_consent(self.allow_code_execution)
         if self.workers is not None and self.workers < 1:
             raise ValueError(f"workers={self.workers} must be at least 1.")
         if self.isolation is None:
@@ -108,7 +103,8 @@ def _kept(path: Path | None) -> dict[str, Outcome]:
     for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
         if line.endswith("\n"):  # the last one may have been cut off
             row = json.loads(line)
-            found[row.pop("key")] = Outcome(**{**row, "tests": tuple(row["tests"])})
+            key = row.pop("key")
+            found[key] = Outcome(**{**row, "tests": tuple(row["tests"])})
     return found
 
 

@@ -17,7 +17,8 @@ from ..sandbox import TestJob
 
 # HumanEval's, from Chen et al. 2021: what begins where the function has ended
 _HUMANEVAL_STOP = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
-_MBPP_STOP = ("\nclass", "\nassert", '\n"""', "\nprint", "\nif", "\n```")
+_MBPP_STOP: tuple[str, ...] = ("\nclass", "\nassert", '\n"""', "\nprint", "\nif", "\n```")
+_FEW_SHOT_STOP: tuple[str, ...] = ("[DONE]",)
 _HUB = {"humaneval": ("openai/openai_humaneval", None), "mbpp": ("google-research-datasets/mbpp", "full")}
 # MBPP's parts by task (Austin et al. 2021): the first ten are for prompts
 MBPP_SPLITS = {"test": (11, 510), "validation": (511, 600), "train": (601, 974), "all": (1, 10**9)}
@@ -123,7 +124,7 @@ def mbpp_job(row: Mapping[str, Any], where: str) -> TestJob:
     used = {name for test in tests for name in _names(test)}
     solution = row.get("code")
     # The program may well define a name that Python has too (sum, say): the reference solution tells
-    functions = used & _defined(_parsed(solution, where)) if solution else set()
+    functions = used & _defined(_parsed(solution, where), imports=False) if solution else set()
     modules = {name for name in used - known - functions if name in sys.stdlib_module_names}
     functions = functions or used - known - modules
     if not functions:
@@ -158,15 +159,16 @@ def _mbpp_problems(rows: Sequence[Mapping[str, Any]], where: str, prompt: str, s
     examples = _shots(rows, where) if prompt == "few_shot" else ""
     found = []
     for place, row in _split(rows, where, split):
+        job = mbpp_job(row, place)
         if prompt == "few_shot":
-            asked, stop = examples + _shot(row, ""), ("[DONE]",)
+            asked, stop = examples + _shot(row, ""), _FEW_SHOT_STOP
         elif prompt == "docstring":
             tests = "\n".join(test.strip() for test in row["test_list"])
             asked, stop = f'"""\n{_text(row)}\n{tests}\n"""\n', _MBPP_STOP
         else:
             asked, stop = mbpp_task(row), _MBPP_STOP
         solution = mbpp_solution(row) if row.get("code") else None
-        found.append(Problem(str(row["task_id"]), asked, "", stop, mbpp_job(row, place), solution))
+        found.append(Problem(str(row["task_id"]), asked, "", stop, job, solution))
     return found
 
 
@@ -204,13 +206,13 @@ def _names(source: str) -> set[str]:
     return {node.id for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)}
 
 
-def _defined(source: str) -> set[str]:
-    """Names that a program defines at its top level."""
+def _defined(source: str, imports: bool = True) -> set[str]:
+    """Names that a program defines, or imports, at its top level."""
     found: set[str] = set()
     for node in ast.parse(source).body:
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
             found.add(node.name)
-        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+        elif isinstance(node, (ast.Import, ast.ImportFrom)) and imports:
             found |= {alias.asname or alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, (ast.Assign, ast.AnnAssign)):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]

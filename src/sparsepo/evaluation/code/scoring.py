@@ -24,7 +24,7 @@ from .problems import Problem
 class CodeSamplingSettings(SamplingSettings):
     """:class:`SamplingSettings` with stop texts."""
 
-    stop: tuple[str, ...] = ()  # type: ignore[misc]
+    stop: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,6 @@ def score_samples(
     passed = [(len(found), sum(one.passed for one in found)) for found in outcomes.values()]
     pass_at = {}
     for k in ks:
-        interval = bootstrap_mean([[pass_at_k(n, c, k) for n, c in passed]], draws, seed)
-        pass_at[k] = (interval.value, interval.low, interval.high)
+        pass_at[k] = bootstrap_mean([[pass_at_k(n, c, k) for n, c in passed]], draws, seed)
     kinds = Counter(one.kind for found in outcomes.values() for one in found)
     return Score(pass_at, dict(kinds.most_common()), outcomes)

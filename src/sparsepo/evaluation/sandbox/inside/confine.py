@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -39,7 +40,7 @@ class Orders(NamedTuple):
     def readable(self) -> list[str]:
         """Folders and files that may be read: the standard library and the system's shared libraries."""
         prefix = os.path.dirname(os.path.dirname(os.__file__))  # …/lib: shared libraries of this Python
-        return [path for path in dict.fromkeys((*_LIBRARIES, prefix, *self.paths)) if os.path.exists(path)]
+        return [path for path in dict.fromkeys((*_LIBRARIES, prefix, *self.paths, *sys.path)) if os.path.exists(path)]
 
 
 def confine(orders: Orders, keep: Sequence[int]) -> None:

@@ -20,12 +20,12 @@ _READ = _EXECUTE | _READ_FILE | _READ_DIR
 
 
 class _Ruleset(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_uint64) for name in ("files", "network", "scope")]  # noqa: RUF012
+    _fields_ = [(name, ctypes.c_uint64) for name in ("files", "network", "scope")]
 
 
 class _Beneath(ctypes.Structure):
     _pack_ = 1
-    _fields_ = [("allowed", ctypes.c_uint64), ("folder", ctypes.c_int32)]  # noqa: RUF012
+    _fields_ = [("allowed", ctypes.c_uint64), ("folder", ctypes.c_int32)]
 
 
 def version() -> int:
