@@ -28,7 +28,15 @@ WAYS = {
 # What one way alone does not prevent (docs/code.md says so): with namespaces alone processes can be made, up to the limit
 # and inside; they die with the first. Memory by anonymous files is what only the filter of system calls sees.
 NOT_PREVENTED = {
-    "namespaces": {"fork_bomb", "fork_bomb_raw", "run_program", "daemon", "memory_by_files", "gains_rights", "kills_others"}
+    "namespaces": {
+        "fork_bomb",
+        "fork_bomb_raw",
+        "run_program",
+        "daemon",
+        "memory_by_files",
+        "gains_rights",
+        "kills_others",
+    }
 }
 
 

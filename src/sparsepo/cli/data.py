@@ -1,4 +1,4 @@
-"""``sparsepo data check``, ``sparsepo data pairs`` and ``sparsepo data sample``."""
+"""``sparsepo data check`` and ``sparsepo data pairs``; registers ``data sample`` and ``data code-pairs``."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from .content_flags import add_content_flags, content_filter_of
+from .data_code_pairs import add_code_pairs
 from .data_sample import add_sample
 
 _CHECK = """Find what would break or distort training, and say what training does about it: rows are dropped and
 counted, and the command ends with status 0. With --strict any dropped row is an error (status 1) that names row and
 field."""
+_LOOKED_AT = 500  # rows, for the content notice
 _PAIRS = """Make preference pairs from scored completions (prompt, text, reward) or votes (history, human_ref_A,
 human_ref_B, labels). Rows of a prompt need not stand together."""
 
@@ -26,6 +29,7 @@ def add_parser(subparsers: Any) -> None:
     _add_check(commands)
     _add_pairs(commands)
     add_sample(commands)
+    add_code_pairs(commands)
 
 
 def _add_source(parser: argparse.ArgumentParser) -> None:
@@ -60,6 +64,7 @@ def _add_check(commands: Any) -> None:
     )
     parser.add_argument("--json", metavar="OUT", help="write the report as JSON ('-': print it instead of the table)")
     parser.add_argument("--output", metavar="OUT", help="write the rows that stay (.jsonl, .jsonl.gz, .parquet)")
+    add_content_flags(parser)
     parser.set_defaults(func=run_check)
 
 
@@ -115,6 +120,7 @@ def run_check(args: argparse.Namespace) -> int:
         check_output(Path(args.output), args.overwrite)
     if args.json and args.json != "-":
         check_output(Path(args.json), args.overwrite, (".json",))
+    words = content_filter_of(args)
     tokenizer = _load_tokenizer(args.tokenizer) if args.tokenizer else None
     dataset = _load(args)
     held_out = load_preference_data(args.eval, split=args.eval_split) if args.eval else None
@@ -123,8 +129,10 @@ def run_check(args: argparse.Namespace) -> int:
             dataset, tokenizer, args.max_length, args.max_prompt_length, held_out, settings, name=args.file
         )
     except CheckError as error:
+        _announce(error.report, dataset, words)
         _show(error.report, args.json)
         raise
+    _announce(report, dataset, words)
     _show(report, args.json)
     if args.output:
         write_rows(clean, args.output, args.overwrite)
@@ -148,7 +156,7 @@ def run_pairs(args: argparse.Namespace) -> int:
         min_ratio=args.min_ratio,
     )
     output = check_output(Path(args.output), args.overwrite)
-    held_output = _eval_output(args, output)
+    held_output = eval_output(args, output)
     dataset = _load(args, ("scored", "votes"))
     is_votes = format_of(dataset).kind == "votes"
     pairs, report = (pairs_from_votes if is_votes else pairs_from_scored)(dataset, settings)
@@ -166,7 +174,7 @@ def run_pairs(args: argparse.Namespace) -> int:
     return 0
 
 
-def _eval_output(args: argparse.Namespace, output: Path) -> Path | None:
+def eval_output(args: argparse.Namespace, output: Path) -> Path | None:
     """Where eval pairs go; checked before any work."""
     from sparsepo.data.writing import check_output
 
@@ -221,6 +229,25 @@ def _load_tokenizer(name: str) -> Any:
             f"--tokenizer {name}: the folder holds no tokenizer files (its tokenizer turns text into nothing)."
         )
     return tokenizer
+
+
+def _announce(report: Any, dataset: Any, words: Any) -> None:
+    """The content notice among the report's notes, and masked words in its examples."""
+    from itertools import islice
+
+    from sparsepo.data.content import content_notice
+
+    texts = [
+        "\n".join(str(row[name]) for name in ("prompt", "chosen", "rejected") if row.get(name))
+        for row in islice(dataset, _LOOKED_AT)
+    ]
+    notice = content_notice(texts, words)
+    if notice:
+        report.notes.append(notice)
+    if words is not None:
+        for finding in report.findings.values():
+            for example in finding.examples:
+                example["detail"] = words.mask(example["detail"])
 
 
 def _show(report: Any, json_path: str | None) -> None:

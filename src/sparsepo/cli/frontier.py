@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .base import CliError
+from .content_flags import add_content_flags, content_filter_of
 from .reward_flags import add_reward_flags, check_reward_flags, reward_of
 from .saved_runs import check_output_folder
 
@@ -47,6 +48,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument("--ref_model", help="reference of runs that name none")
     _add_sampling(parser)
     _add_statistics(parser)
+    add_content_flags(parser)
     parser.set_defaults(func=run)
     return parser
 
@@ -98,6 +100,7 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from sparsepo.data import load_prompts
+    from sparsepo.data.content import content_notice
     from sparsepo.evaluation.frontier_summary import SummarySettings, summarise
     from sparsepo.inspection.frontier_page import write_frontier
 
@@ -107,6 +110,7 @@ def run(args: argparse.Namespace) -> int:
     from .tables import say
 
     _check(args)
+    words = content_filter_of(args)
     quiet_loading()
     runs = find_runs(args.runs, args.ref_model, args.checkpoints)
     if args.baseline is not None and args.baseline not in {run.method for run in runs}:
@@ -132,7 +136,11 @@ def run(args: argparse.Namespace) -> int:
         "settings": {**settings_of(args), "runs": [_described(run) for run in runs]},
     }
     content["notes"] = [*measuring.notes(), *content["notes"]]
-    files = write_frontier(content, Path(args.output), _samples(args.show, measured, prompts))
+    samples = _samples(args.show, measured, prompts)
+    notice = content_notice([f"{row[4]} {row[5]}" for row in samples], words)
+    if words is not None:
+        samples = [[*row[:4], words.mask(row[4]), words.mask(row[5]), row[6]] for row in samples]
+    files = write_frontier(content, Path(args.output), samples, notice)
     _print(content, console)
     say(console, f"wrote {', '.join(files)} in {args.output}")
     return 0

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .base import CliError
+from .content_flags import add_content_flags, content_filter_of
 from .saved_runs import add_flags, check_output_folder, config_of, pairs_of, saved_settings, trainer_of
 
 FORMATS = ("html", "parquet", "jsonl")
@@ -45,6 +46,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "summary.html, summary.json and plots/",
     )
     parser.add_argument("--language", help="with --summary: responses are code in this language, such as python")
+    add_content_flags(parser)
     add_flags(parser)
     parser.set_defaults(func=run)
     return parser
@@ -55,10 +57,11 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     _check(args)
+    words = content_filter_of(args)
     console = Console()
     trainer, dataset = inspected(args, args.model, console, _typed_in(args))
     statistics = _statistics(args, console)
-    shown = _write(args, trainer, len(dataset), statistics, console)
+    shown = _write(args, trainer, len(dataset), statistics, console, words)
     _print(args, shown, console)
     if statistics is not None:
         _summarise(args, statistics, trainer, console)
@@ -160,11 +163,12 @@ def _summarise(args: argparse.Namespace, statistics: Any, trainer: Any, console:
         say(console, f"wrote {folder / 'summary.html'}, summary.json and plots/")
 
 
-def _write(args: argparse.Namespace, trainer: Any, count: int, statistics: Any, console: Any) -> list[Any]:
+def _write(args: argparse.Namespace, trainer: Any, count: int, statistics: Any, console: Any, words: Any) -> list[Any]:
     """One pass over the pairs: tables and statistics while they come, then the page. Returns the first pairs."""
     from rich.progress import track
 
     from sparsepo.inspection import RecordWriter, collect, write_page
+    from sparsepo.inspection.masked_words import masked_record, notice_of
 
     from .tables import say
 
@@ -185,9 +189,15 @@ def _write(args: argparse.Namespace, trainer: Any, count: int, statistics: Any, 
                 statistics.add(record)
             if len(kept) < most:
                 kept.append(record)
+    notice = notice_of(kept, words)
+    if notice:
+        say(console, notice)
+    if words is not None:
+        kept = [masked_record(record, words) for record in kept]
     if "html" in formats:
         folder.mkdir(parents=True, exist_ok=True)
-        notes = [] if count <= PAGE_PAIRS else [f"The first {PAGE_PAIRS} of {count} pairs; the table holds all."]
+        notes = [notice] if notice else []
+        notes += [] if count <= PAGE_PAIRS else [f"The first {PAGE_PAIRS} of {count} pairs; the table holds all."]
         subtitle = f"{trainer.objective.display_name} · {args.model}"
         write_page(kept[:PAGE_PAIRS], folder / "inspect.html", subtitle=subtitle, notes=notes)
     for ending in formats:

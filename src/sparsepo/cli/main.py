@@ -16,8 +16,10 @@ COMMANDS = {
     "train": "train on preference pairs: SparsePO, MaPO, TDPO, DPO, SimPO, DPOP",
     "sft": "supervised fine-tuning, or a small model and its tokenizer from your own texts",
     "evaluate": "all training metrics of a saved model on held-out pairs",
+    "code": "pass@k on HumanEval and MBPP, programs run in a sandbox",
     "inspect": "what the masks chose, token by token: terminal, web page, table",
     "frontier": "reward against KL of runs, checkpoint by checkpoint, at matched KL",
+    "reward-model": "train a small reward model: labelled texts, scored completions, or preference pairs",
     "merge": "merge a LoRA adapter into its base model, the mask kept",
     "experiment": "a task of the paper, from data to table and plot, at any size",
     "data": "check preference data; sample completions; make pairs from scored ones",
@@ -82,7 +84,7 @@ def _dispatch(arguments: list[str]) -> int:
         return USAGE_ERROR
     if rest and rest[0] in SUBCOMMANDS.get(name, ()):
         name, arguments = f"{name} {rest[0]}", [f"{name} {rest[0]}", *rest[1:]]
-    module = importlib.import_module(f"sparsepo.cli.{name.replace(' ', '_')}")
+    module = importlib.import_module(f"sparsepo.cli.{name.replace(' ', '_').replace('-', '_')}")
     if name in OWN_PARSING:
         run: Callable[[list[str]], int] = module.run
         return run(rest)

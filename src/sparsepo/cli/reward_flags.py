@@ -12,9 +12,10 @@ REWARD_KINDS = {
     "classifier:MODEL[:LABEL]": "probability of a class by a sequence classifier (LABEL: POSITIVE unless given)",
     "regression:MODEL": "the number of a reward model, as `sparsepo reward-model` trains it",
     "lexicon:ZIP[,ZIP]": "σ(positive − negative words) of VADER's or the opinion lexicon's zip file",
+    "code-tests:BENCHMARK:FILE[:PROMPT]": "1 where a program passes its problem's tests, run in a sandbox",
     "playground": "the known words of the playground's reviews",
 }
-_OPTIONS = ("output", "reads", "batch_size", "max_length")
+_OPTIONS = ("output", "reads", "batch_size", "max_length", "partial")
 
 
 def add_reward_flags(parser: argparse.ArgumentParser, required: bool) -> None:
@@ -35,6 +36,23 @@ def add_reward_flags(parser: argparse.ArgumentParser, required: bool) -> None:
     parser.add_argument(
         "--reward_max_length", type=int, metavar="N", help="tokens of a scored text; longer ones lose their beginning"
     )
+    parser.add_argument(
+        "--reward_partial",
+        action="store_const",
+        const=True,
+        help="of code-tests: the share of the tests that pass, where not all do",
+    )
+    add_execution_consent(parser)
+
+
+def add_execution_consent(parser: Any) -> None:
+    """The flag without which no program of a model is run."""
+    parser.add_argument(
+        "--allow-code-execution",
+        "--allow_code_execution",
+        action="store_true",
+        help="run programs that a model wrote, in the sandbox of docs/code.md",
+    )
 
 
 def check_reward_flags(args: argparse.Namespace) -> None:
@@ -47,10 +65,18 @@ def check_reward_flags(args: argparse.Namespace) -> None:
         for name in _OPTIONS:
             if getattr(args, f"reward_{name}") is not None:
                 raise CliError(f"--reward_{name} has no effect without --reward.")
+        if args.allow_code_execution:
+            raise CliError("--allow-code-execution has no effect without --reward code-tests:….")
         return
     from sparsepo.evaluation.rewards import check_reward
 
     check_reward(args.reward)
+    if args.reward.startswith("code-tests:"):
+        from sparsepo.evaluation.sandbox import check_consent
+
+        check_consent(args.allow_code_execution)
+    elif args.allow_code_execution:
+        raise CliError("--allow-code-execution has no effect without --reward code-tests:….")
 
 
 def reward_of(args: argparse.Namespace) -> Any:
@@ -62,4 +88,6 @@ def reward_of(args: argparse.Namespace) -> Any:
     options = {name: value for name in _OPTIONS if (value := getattr(args, f"reward_{name}")) is not None}
     if args.reward.startswith(("classifier:", "regression:")) and getattr(args, "use_cpu", False):
         options["device"] = "cpu"
+    if args.reward.startswith("code-tests:"):
+        options["allow_code_execution"] = args.allow_code_execution
     return get_reward(args.reward, **options)

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 
+from .stopping import StopTexts
+
 Prompt = str | list[dict[str, str]]
 # Progress: completions done, completions in all
 Progress = Callable[[int, int], None]
@@ -31,7 +33,7 @@ class Completion:
         prompt_ids: tokens of the prompt, unpadded.
         token_ids: sampled tokens, the end token included where it was reached.
         text: the decoded completion without special tokens.
-        finished: whether the end token was reached within the allowed length.
+        finished: whether the end token or a stop text was reached within the allowed length.
     """
 
     prompt_ids: tuple[int, ...]
@@ -52,6 +54,7 @@ def sample_completions(
     seed: int = 0,
     numbers: Sequence[int] | None = None,
     max_prompt_length: int | None = None,
+    stop: Sequence[str] = (),
     batch_size: int = 64,
     progress: Progress | None = None,
 ) -> list[list[Completion]]:
@@ -70,6 +73,7 @@ def sample_completions(
         numbers: a number for each prompt that, with the seed, decides what is drawn for it; None: 0, 1, 2, … A part of a
             longer list of prompts gets the same samples with its own numbers.
         max_prompt_length: only the last tokens of a longer prompt are kept, as in training; None: all.
+        stop: texts at the first of which a completion ends; its text ends before it.
         batch_size: completions generated together (no effect on the result).
         progress: called after each batch with (completions done, completions in all).
 
@@ -87,7 +91,9 @@ def sample_completions(
     jobs.sort(key=lambda job: len(encoded[job[0]]))
     results: dict[tuple[int, int], Completion] = {}
     # made before the model's generation settings are hidden: it reads their end tokens
-    sampler = _Sampler(model, tokenizer, max_new_tokens, temperature, top_p, seed)
+    sampler = _Sampler(model, tokenizer, max_new_tokens, temperature, top_p, seed, stop)
+    if isinstance(stop, str) or "" in stop:
+        raise ValueError(f"stop={stop!r} must be a list of texts, none of them empty.")
     if numbers is not None and len(numbers) != len(prompts):
         raise ValueError(f"{len(numbers)} numbers and {len(prompts)} prompts; give one for each.")
     with evaluating(model), _own_generation_settings(model):
@@ -185,9 +191,16 @@ class _Sampler:
     """Generates one batch at a time with the settings of a run."""
 
     def __init__(
-        self, model: Any, tokenizer: Any, max_new_tokens: int, temperature: float, top_p: float, seed: int
+        self,
+        model: Any,
+        tokenizer: Any,
+        max_new_tokens: int,
+        temperature: float,
+        top_p: float,
+        seed: int,
+        stop: Sequence[str],
     ) -> None:
-        self.model, self.tokenizer = model, tokenizer
+        self.model, self.tokenizer, self.stop = model, tokenizer, StopTexts(tokenizer, stop)
         self.max_new_tokens, self.temperature, self.top_p, self.seed = max_new_tokens, temperature, top_p, seed
         self.end_ids = _end_ids(model, tokenizer)
         pad = tokenizer.pad_token_id
@@ -205,6 +218,7 @@ class _Sampler:
             attention_mask=attention.to(self.model.device),
             generation_config=self._generation_config(),
             logits_processor=self._processors(jobs, width),
+            stopping_criteria=self.stop.criteria(width),
         )
         generated = output[:, width:].tolist()
         return [self._completion(prompt, new) for prompt, new in zip(prompts, generated, strict=True)]
@@ -237,7 +251,8 @@ class _Sampler:
         ends = [i for i, token in enumerate(generated) if token in self.end_ids]
         tokens = generated[: ends[0] + 1] if ends else generated
         text = self.tokenizer.decode(tokens, skip_special_tokens=True)
-        return Completion(tuple(prompt), tuple(tokens), text, bool(ends))
+        tokens, text, stopped = self.stop.cut(tokens, text)
+        return Completion(tuple(prompt), tuple(tokens), text, stopped or bool(ends))
 
 
 class _InverseCdf(LogitsProcessor):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,40 @@ SETTINGS_FILE = "reward_model.json"  # beside the weights of a reward model that
 # RoBERTa counts positions from behind the padding token's
 _OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert", "longformer")
 _NO_LIMIT = 10**6  # a tokenizer without a limit names a huge one
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """A text as a classifier reads it, in training and when it scores.
+
+    Args:
+        tokenizer: of the classifier.
+        max_length: the beginning of a longer text is cut; special tokens that open it stay.
+        append_end: end with the end token, which a decoder's classifier reads.
+    """
+
+    tokenizer: Any
+    max_length: int
+    append_end: bool = False
+
+    def __call__(self, text: str, special: bool = True) -> tuple[list[int], bool]:
+        """Token ids, and whether the text was cut.
+
+        Args:
+            text: the text.
+            special: let the tokenizer add its special tokens.
+        """
+        ids = list(self.tokenizer(text, add_special_tokens=special, truncation=False, verbose=False)["input_ids"])
+        end = self.tokenizer.eos_token_id
+        if end is not None and (self.append_end or not ids) and ids[-1:] != [end]:
+            ids.append(end)
+        if not ids:
+            raise ValueError(f"The tokenizer of the reward makes no tokens of {text!r}.")
+        if len(ids) <= self.max_length:
+            return ids, False
+        opening = next((place for place, one in enumerate(ids) if one not in self.tokenizer.all_special_ids), 0)
+        kept = max(self.max_length - opening, 0)
+        return (ids[:opening] + ids[len(ids) - kept :])[: self.max_length], True
 
 
 class ClassifierReward(Reward):
@@ -59,9 +94,10 @@ class ClassifierReward(Reward):
             if count is not None and count < 1:
                 raise ValueError(f"{name}={count} must be at least 1.")
         self.model, self.tokenizer, self.label, self.output = model, tokenizer, label, output
-        self.whole, self.batch_size, self.append_end = reads == "both", batch_size, append_end
+        self.whole, self.batch_size = reads == "both", batch_size
         self.reads = "prompt and completion" if self.whole else "the completion"
-        self.max_length = max_length if max_length is not None else _positions(model, tokenizer)
+        limit = max_length if max_length is not None else text_positions(model, tokenizer)
+        self.encode = TextEncoder(tokenizer, limit, append_end)
         self.scored, self.cut = 0, 0
         if model.config.pad_token_id is None:  # without one, decoders look for the last token in the wrong place
             model.config.pad_token_id = _pad_id(tokenizer)
@@ -82,9 +118,8 @@ class ClassifierReward(Reward):
         """How many texts were cut."""
         if not self.cut:
             return []
-        return [
-            f"{self.cut:,} of {self.scored:,} texts were longer than {self.max_length} tokens: their beginning was cut"
-        ]
+        longest = self.encode.max_length
+        return [f"{self.cut:,} of {self.scored:,} texts were longer than {longest} tokens: their beginning was cut"]
 
     def _values(self, rows: Sequence[list[int]]) -> list[float]:
         width = max(map(len, rows))
@@ -105,20 +140,9 @@ class ClassifierReward(Reward):
         return _list(own - others.logsumexp(-1))
 
     def _ids(self, prompt: Prompt, completion: str) -> list[int]:
-        text, special = self._text(prompt, completion)
-        ids = list(self.tokenizer(text, add_special_tokens=special, truncation=False, verbose=False)["input_ids"])
-        end = self.tokenizer.eos_token_id
-        if end is not None and (self.append_end or not ids) and ids[-1:] != [end]:
-            ids.append(end)
-        if not ids:
-            raise ValueError(f"The tokenizer of the reward makes no tokens of {text!r}.")
+        ids, was_cut = self.encode(*self._text(prompt, completion))
         self.scored += 1
-        if len(ids) > self.max_length:
-            self.cut += 1
-            # the special tokens that open a text stay
-            opening = next((place for place, one in enumerate(ids) if one not in self.tokenizer.all_special_ids), 0)
-            kept = max(self.max_length - opening, 0)
-            ids = (ids[:opening] + ids[len(ids) - kept :])[: self.max_length]
+        self.cut += was_cut
         return ids
 
     def _text(self, prompt: Prompt, completion: str) -> tuple[str, bool]:
@@ -246,7 +270,8 @@ def _settings(saved: dict[str, Any], reads: str | None, max_length: int | None) 
     }
 
 
-def _positions(model: Any, tokenizer: Any) -> int:
+def text_positions(model: Any, tokenizer: Any) -> int:
+    """Tokens of the longest text that a classifier can read."""
     limits = [math.inf if tokenizer.model_max_length > _NO_LIMIT else tokenizer.model_max_length]
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if isinstance(positions, int) and positions > 0:

@@ -90,6 +90,11 @@ REWARDS: dict[str, RewardKind] = {
         "σ(positive − negative words) by VADER's or the opinion lexicon's zip file, or both",
         "sparsepo.evaluation.rewards:lexicon_reward",
     ),
+    "code-tests": RewardKind(
+        "code-tests:BENCHMARK:FILE[:PROMPT]",
+        "1 where a program passes its problem's tests (humaneval, mbpp), run in a sandbox",
+        "sparsepo.evaluation.code.reward:code_reward",
+    ),
     "playground": RewardKind(
         "playground",
         "the known words of the playground's reviews",

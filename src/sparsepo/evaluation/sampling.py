@@ -44,6 +44,11 @@ class SamplingSettings:
     seed: int = 0
     max_prompt_length: int | None = None
 
+    @property
+    def stop(self) -> tuple[str, ...]:
+        """Texts at which a completion ends; see :class:`sparsepo.evaluation.code.CodeSamplingSettings`."""
+        return ()
+
     def __post_init__(self) -> None:
         for name in ("samples", "max_new_tokens", "max_prompt_length"):
             value = getattr(self, name)
@@ -137,6 +142,7 @@ class LocalSampler(Sampler):
             seed=s.seed,
             numbers=numbers,
             max_prompt_length=s.max_prompt_length,
+            stop=s.stop,
             batch_size=self.batch_size,
         )
         for place, group in enumerate(groups):

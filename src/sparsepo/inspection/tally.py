@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-Z = 1.96  # of a 95 % interval
+from sparsepo.evaluation.proportions import Z, wilson_interval
 
 
 @dataclass(frozen=True)
@@ -88,9 +88,7 @@ class Tally:
         """Of clusters that gave one token each, 0 or 1: the share of ones with Wilson's interval, which stays in [0, 1]."""
         _, n, _, s, _, _ = self._sums[label]
         ratio = s / n
-        centre = (ratio + Z * Z / (2 * n)) / (1 + Z * Z / n)
-        half = Z * math.sqrt(ratio * (1 - ratio) / n + Z * Z / (4 * n * n)) / (1 + Z * Z / n)
-        return Estimate(ratio, max(0.0, centre - half), min(1.0, centre + half), int(n), int(n))
+        return Estimate(ratio, *wilson_interval(ratio, n), int(n), int(n))
 
     def estimates(self, labels: Iterable[str] | None = None) -> dict[str, Estimate]:
         """By label, in the order given or in which labels came."""

@@ -1,5 +1,5 @@
 # Recursion without a limit, until the stack ends.
-# expected: crash exception memory
+# expected: crash exception memory timeout
 import sys
 
 sys.setrecursionlimit(10**9)

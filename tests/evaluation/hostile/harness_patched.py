@@ -1,5 +1,5 @@
 # Finds the harness in its own process and makes its answers those of a friend.
-# expected: assertion
+# expected: assertion exception exit missing
 import gc
 import sys
 

@@ -1,5 +1,5 @@
 # Makes AssertionError and comparison harmless, where it can.
-# expected: assertion
+# expected: assertion exception exit missing
 import builtins
 import sys
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .running import Outcome, TestJob, containing_isolation, detect_isolation, run_tests
-from .settings import ExecutionNotAllowedError, Isolation, Limits, SandboxError
+from .settings import ExecutionNotAllowedError, Isolation, Limits, SandboxError, check_consent
 
 __all__ = [
     "ExecutionNotAllowedError",
@@ -12,6 +12,7 @@ __all__ = [
     "Outcome",
     "SandboxError",
     "TestJob",
+    "check_consent",
     "containing_isolation",
     "detect_isolation",
     "run_tests",

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .settings import LAYERS, ExecutionNotAllowedError, Isolation, Limits, SandboxError
+from .settings import LAYERS, Isolation, Limits, SandboxError, check_consent
 
 _HERE = Path(__file__).resolve().parent
 _START = "import sys; sys.path.insert(0, sys.argv.pop()); from inside.launcher import main; sys.path.pop(0); main()"
@@ -90,11 +90,7 @@ def run_tests(
         ExecutionNotAllowedError: ``allow_code_execution`` is not True.
         SandboxError: the sandbox could not be set up, or does not contain everything and ``isolation`` was not given.
     """
-    if allow_code_execution is not True:
-        raise ExecutionNotAllowedError(
-            "Running programs that a model wrote needs allow_code_execution=True (--allow-code-execution); "
-            "docs/code.md says what contains them and what does not."
-        )
+    check_consent(allow_code_execution)
     limits = limits or Limits()
     isolation = isolation or containing_isolation()
     content = {
@@ -207,7 +203,10 @@ def _failure(
 ) -> tuple[str, str]:
     """Kind and detail of a failure."""
     if told["stopped"]:
-        what = {"timeout": f"more than {limits.wall_seconds:g} s", "output": f"printed over {limits.output_bytes} bytes"}
+        what = {
+            "timeout": f"more than {limits.wall_seconds:g} s",
+            "output": f"printed over {limits.output_bytes} bytes",
+        }
         return told["stopped"], what.get(told["stopped"], f"files of more than {limits.scratch_bytes} bytes")
     last = report[-1]
     if last.get("failed") in ("syntax", "load"):
@@ -229,7 +228,6 @@ def _kind_of(name: str) -> str:
         "ImportError": "import",
         "MemoryError": "memory",
         "SystemExit": "exit",
-        "ProgramError": "exception",
     }.get(name, "exception")
 
 

@@ -13,6 +13,19 @@ class ExecutionNotAllowedError(ValueError):
     """Programs of a model were to be run, and nobody has said that they may be."""
 
 
+def check_consent(allow_code_execution: bool) -> None:
+    """Refuse to run programs unless a person has said that they may be.
+
+    Raises:
+        ExecutionNotAllowedError: ``allow_code_execution`` is not True.
+    """
+    if allow_code_execution is not True:
+        raise ExecutionNotAllowedError(
+            "Programs that a model wrote run only with --allow-code-execution (allow_code_execution=True): docs/code.md "
+            "says what contains them and what does not."
+        )
+
+
 class SandboxError(RuntimeError):
     """The sandbox itself failed; nothing is said about the program."""
 
@@ -32,8 +45,8 @@ class Limits:
         open_files: of a process.
     """
 
-    wall_seconds: float = 15.0
-    cpu_seconds: int = 5
+    wall_seconds: float = 30.0
+    cpu_seconds: int = 10
     memory_bytes: int = 1024 * MiB
     output_bytes: int = MiB
     file_bytes: int = 8 * MiB
@@ -47,7 +60,9 @@ class Limits:
             if not value > 0:
                 raise ValueError(f"{field.name}={value} must be above 0.")
         if self.open_files < 16:
-            raise ValueError(f"open_files={self.open_files} must be at least 16: some are open before the program runs.")
+            raise ValueError(
+                f"open_files={self.open_files} must be at least 16: some are open before the program runs."
+            )
         if self.memory_bytes < 64 * MiB:
             raise ValueError(f"memory_bytes={self.memory_bytes} must be at least {64 * MiB}: Python itself needs that.")
 

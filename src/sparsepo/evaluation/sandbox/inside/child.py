@@ -106,7 +106,7 @@ class Child:
         told = 3 + len(keep)
         os.write(told, b"ok")
         os.close(told)
-        files = [open(3 + place, "wb" if place >= 2 else "rb") for place in range(len(keep))]
+        files: list[Any] = [os.fdopen(3 + place, "wb" if place >= 2 else "rb") for place in range(len(keep))]
         try:
             (candidate.main if self.role == "program" else examiner.main)(*files)
         except BaseException as error:

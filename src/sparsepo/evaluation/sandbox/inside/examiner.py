@@ -37,6 +37,7 @@ class Remote:
         self.gone = False
         self.missing = False
         self.last_error: BaseException | None = None
+        self.last_name = ""
 
     def load(self) -> dict[str, Any]:
         """What became of the program when it was run as a whole."""
@@ -87,12 +88,13 @@ class Remote:
             self.last_error = NameError("the program defines no such function")
         else:
             name, message = [str(part) for part in answer.get("error", ("", ""))][:2]
+            self.last_name = name
             kind = getattr(builtins, name, None)
             known = isinstance(kind, type) and issubclass(kind, Exception)
             try:
-                self.last_error = kind(message) if known else ProgramError(f"{name}: {message}")  # type: ignore[misc]
+                self.last_error = kind(message) if known else ProgramError(message)  # type: ignore[misc]
             except TypeError:  # the few kinds that are not made of a message
-                self.last_error = ProgramError(f"{name}: {message}")
+                self.last_error = ProgramError(message)
         raise self.last_error
 
 
@@ -123,7 +125,8 @@ def main(tests: BinaryIO, answers: BinaryIO, calls: BinaryIO, report: BinaryIO) 
         except BaseException as error:
             ours = error is remote.last_error
             kind = "missing" if ours and remote.missing else "error" if ours else _kind_of(error)
-            say(test=place, passed=False, kind=kind, error=[type(error).__name__, str(error)[:500]])
+            name = remote.last_name if kind == "error" else type(error).__name__
+            say(test=place, passed=False, kind=kind, error=[name, str(error)[:500]])
             continue
         if remote.gone:  # also where a test has swallowed it
             say(failed="gone")

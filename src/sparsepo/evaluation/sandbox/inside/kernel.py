@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 
@@ -51,7 +52,7 @@ def mount(source: str, target: str, kind: str | None, flags: int, data: str | No
 
 
 class _MountAttributes(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_uint64) for name in ("set", "clear", "propagation", "userns")]  # noqa: RUF012
+    _fields_ = [(name, ctypes.c_uint64) for name in ("set", "clear", "propagation", "userns")]
 
 
 def make_read_only(target: str) -> None:
@@ -81,10 +82,8 @@ def drop_capabilities() -> None:
         except OSError as error:  # 22: there are fewer of them; 1: a process without privileges has none to drop
             if error.errno not in (1, 22):
                 raise
-    try:
+    with contextlib.suppress(PermissionError):  # a process without capabilities cannot gain any, by no_new_privs
         prctl(PR_SET_SECUREBITS, _NO_ROOT_POWERS)
-    except PermissionError:
-        pass  # needs a capability; a process that has none cannot gain any, by no_new_privs
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION, 0)
     call("capset", ctypes.byref(header), ctypes.byref((ctypes.c_uint32 * 6)()))
     prctl(PR_SET_NO_NEW_PRIVS, 1)

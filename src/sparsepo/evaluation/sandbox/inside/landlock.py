@@ -1,4 +1,4 @@
-"""Landlock: which files a process may read and write, without privileges (Linux 5.13; TCP 6.7; signals 6.12)."""
+"""Landlock: which files a process may read and write, without privileges (Linux 6.2; TCP 6.7; signals 6.12)."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ _CREATE, _ADD_RULE, _RESTRICT = 444, 445, 446  # the same numbers on every archi
 _VERSION_FLAG = 1
 _EXECUTE, _READ_FILE, _READ_DIR = 1 << 0, 1 << 2, 1 << 3
 _WRITE_FILE = 1 << 1
-# Highest right of the file system by version of the interface; beyond 5 there is none that is new
-_RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15}
+# Rights of the file system by version of the interface; later ones have 16
+_OLDEST = 3
+_RIGHTS = {3: 15, 4: 15}
 _FILE_ONLY = _EXECUTE | _WRITE_FILE | _READ_FILE | 1 << 14 | 1 << 15
 _READ = _EXECUTE | _READ_FILE | _READ_DIR
 
 
 class _Ruleset(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_uint64) for name in ("files", "network", "scope")]  # noqa: RUF012
+    _fields_ = [(name, ctypes.c_uint64) for name in ("files", "network", "scope")]
 
 
 class _Beneath(ctypes.Structure):
     _pack_ = 1
-    _fields_ = [("allowed", ctypes.c_uint64), ("folder", ctypes.c_int32)]  # noqa: RUF012
+    _fields_ = [("allowed", ctypes.c_uint64), ("folder", ctypes.c_int32)]
 
 
 def version() -> int:
@@ -44,6 +45,8 @@ def restrict(readable: Sequence[str], writable: Sequence[str]) -> None:
         OSError: not to be had here.
     """
     abi = version()
+    if abi < _OLDEST:
+        raise OSError(38, f"Landlock {abi} is too old ({_OLDEST} is needed): files outside could be emptied")
     every = (1 << _RIGHTS.get(abi, 16)) - 1
     rules = _Ruleset(every, 0b11 if abi >= 4 else 0, 0b11 if abi >= 6 else 0)
     size = 8 if abi < 4 else 16 if abi < 6 else 24

@@ -7,6 +7,7 @@ outside their namespaces: nothing in them can reach it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -36,7 +37,7 @@ class Watch:
 
     def __init__(self, program: Child, tests: Child, report: int, limits: dict[str, Any], scratch: str) -> None:
         self.report, self.scratch, self.limits = report, scratch, limits
-        self.received = {handle: b"" for handle in (report, program.output, tests.output)}
+        self.received = dict.fromkeys((report, program.output, tests.output), b"")
         self.program_output = program.output
         self.stopped: str | None = None  # "timeout", "output" or "files" where a limit ended it
 
@@ -131,10 +132,8 @@ def _end_all() -> None:
     """Kill every child, and whatever becomes a child of this process when its parent has died, until there is none."""
     while True:
         for process in _children():
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
         try:
             os.waitpid(-1, 0)
         except ChildProcessError:

@@ -126,8 +126,9 @@ def _rarer(value: Any) -> Any:
                 return {name: value.isoformat()}
         if isinstance(value, datetime.timedelta):
             return {"timedelta": [value.days, value.seconds, value.microseconds]}
-    if isinstance(value, type) and getattr(builtins, value.__name__, None) is value:
-        return {"type": value.__name__}
+    name = getattr(value, "__name__", "")
+    if isinstance(value, type) and vars(builtins).get(name) is value:
+        return {"type": name}
     try:
         return _encoded(operator.index(value))  # integers of other libraries
     except TypeError:
