@@ -157,6 +157,10 @@ def _refuse_execution(recipe: Recipe, may_execute: bool) -> None:
             "--allow-code-execution. To run none: --set pairs.check=false reward.kind=rouge, which takes mutants "
             "untested and compares samples with the solutions."
         )
+    if runs_programs:
+        from sparsepo.evaluation.code import Executor
+
+        Executor(may_execute)  # refuses a system that cannot contain programs
 
 
 def _claim_folder(output: Path, plan: Plan) -> None:

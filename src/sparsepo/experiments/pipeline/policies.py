@@ -62,7 +62,7 @@ def evaluate(job: Job) -> Row:
         **{key: value for name in kls for key, value in _mean_and_error(name, kls[name], len(rows)).items()},
         "length": float(np.mean([len(sample.token_ids) for _, sample in flat])),
         "finished": float(np.mean([sample.finished for _, sample in flat])),
-        **further_metrics(job, own_rows, texts),
+        **further_metrics(job, own_rows, texts, reward),
     }
     if own.get("yardstick") and not is_start:
         from .token_ranking import rank_tokens

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import random
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from sparsepo.data.reading import read_rows
 
 from .jobs import Job, Row, read_lines, write_lines
 
-_TRIES = 3  # mutants that are tried for each that is wanted: some change nothing
+_TRIES = 2  # mutants that are tried for each that is wanted: some change nothing
 # where a completion leaves the program that was asked for
 _STOPS = ("\nassert ", "\nprint(", '\n"""', "\nif __name__", "\n#", "<|endoftext|>")
 
@@ -73,16 +72,10 @@ def _problems(sources: Sequence[str], split: str | None) -> list[Row]:
 
 
 def _problem(row: Row) -> Row:
-    setup = row.get("test_setup_code") or "\n".join(row.get("test_imports") or [])
-    tests = [test.strip() for test in row["test_list"]]
-    text = (row.get("text") or row["prompt"]).strip()
-    return {
-        "task_id": row.get("task_id"),
-        "prompt": f'"""\n{text}\n{tests[0]}\n"""\n',
-        "reference": row["code"].replace("\r\n", "\n").strip() + "\n",
-        "tests": tests,
-        "setup": setup,
-    }
+    from sparsepo.evaluation.code.problems import mbpp_job, mbpp_solution, mbpp_task
+
+    mbpp_job(row, f"problem {row.get('task_id')}")  # refuses tests that cannot be run, before anything is trained
+    return {"prompt": mbpp_task(row), "reference": mbpp_solution(row), "problem": row}
 
 
 def mutant_pairs(job: Job) -> Row:
@@ -105,22 +98,29 @@ def mutant_pairs(job: Job) -> Row:
 
 def _mutants(job: Job, part: str, rng: np.random.Generator, counts: Counter[str]) -> Iterator[Row]:
     own = job.settings
-    test = tester(job) if own["check"] else None
-    for problem in read_lines(job.inputs["data"] / f"{part}.jsonl"):
+    problems = list(read_lines(job.inputs["data"] / f"{part}.jsonl"))
+    tries = own["per_problem"] * (_TRIES if own["check"] else 1)
+    mutants = [choose(mutants_of(problem["reference"]), rng, tries) for problem in problems]
+    if not own["check"]:
+        yield from (
+            _mutant_pair(problem, mutant) for problem, kept in zip(problems, mutants, strict=True) for mutant in kept
+        )
+        return
+    asked = [
+        (problem, code)
+        for problem, candidates in zip(problems, mutants, strict=True)
+        for code in (problem["reference"], *(mutant.code for mutant in candidates))
+    ]
+    passed = iter(which_pass(job, asked))
+    for problem, candidates in zip(problems, mutants, strict=True):
         counts["problems"] += 1
-        if test is not None and not test(problem, problem["reference"]):
+        is_solved = next(passed)
+        failing = [mutant for mutant in candidates if not next(passed)]
+        if not is_solved:
             counts["solutions that fail"] += 1
             continue
-        wanted = own["per_problem"]
-        kept = 0
-        for mutant in choose(mutants_of(problem["reference"]), rng, wanted * (1 if test is None else _TRIES)):
-            if kept == wanted:
-                break
-            if test is not None and test(problem, mutant.code):
-                counts["mutants that pass"] += 1
-                continue
-            kept += 1
-            yield _mutant_pair(problem, mutant)
+        counts["mutants that pass"] += len(candidates) - len(failing)
+        yield from (_mutant_pair(problem, mutant) for mutant in failing[: own["per_problem"]])
 
 
 def _mutant_pair(problem: Row, mutant: Mutant) -> Row:
@@ -140,7 +140,7 @@ def sampled_pairs(job: Job) -> Row:
 
     from .policies import load_policy, load_tokenizer
 
-    own, test = job.settings, tester(job)
+    own = job.settings
     model, tokenizer = load_policy(job.model()), load_tokenizer(job.model())
     rng = random.Random(own["seed"])
     found: dict[str, Any] = {}
@@ -155,11 +155,15 @@ def sampled_pairs(job: Job) -> Row:
             temperature=own["temperature"],
             seed=own["seed"],
         )
+        texts = [
+            list(dict.fromkeys(program_of(sample.text) for sample in group if sample.text.strip())) for group in groups
+        ]
+        asked = [(problem, text) for problem, own_texts in zip(problems, texts, strict=True) for text in own_texts]
+        passed = iter(which_pass(job, asked))
         rows: list[Row] = []
-        for problem, group in zip(problems, groups, strict=True):
-            texts = list(dict.fromkeys(program_of(sample.text) for sample in group if sample.text.strip()))
-            passed = [(text, test(problem, text)) for text in texts]
-            good, bad = ([text for text, ok in passed if ok is wanted] for wanted in (True, False))
+        for problem, own_texts in zip(problems, texts, strict=True):
+            judged = [(text, next(passed)) for text in own_texts]
+            good, bad = ([text for text, ok in judged if ok is wanted] for wanted in (True, False))
             pairs = [(chosen, rejected) for chosen in good for rejected in bad]
             for chosen, rejected in rng.sample(pairs, min(own["per_problem"], len(pairs))):
                 rows.append({"prompt": problem["prompt"], "chosen": chosen, "rejected": rejected})
@@ -174,12 +178,24 @@ def sampled_pairs(job: Job) -> Row:
 
 def passes(job: Job) -> Callable[[Sequence[Row], Sequence[str]], list[float]]:
     """The reward: 1 for a sample that passes all tests of its problem, else 0."""
-    test = tester(job)
 
     def score(rows: Sequence[Row], texts: Sequence[str]) -> list[float]:
-        return [float(test(row, program_of(text))) for row, text in zip(rows, texts, strict=True)]
+        programs = [program_of(text) for text in texts]
+        return [float(value) for value in which_pass(job, list(zip(rows, programs, strict=True)))]
 
     return score
+
+
+def pass_rates(rewards: Sequence[float], samples: int) -> dict[str, float]:
+    """pass@k over problems, for the k among 1, 10, 100 that there are samples for."""
+    from sparsepo.evaluation.code import pass_at_k
+
+    counts = np.asarray(rewards).reshape(-1, samples).sum(1).astype(int)
+    return {
+        f"pass_at_{k}": float(np.mean([pass_at_k(samples, int(count), k) for count in counts]))
+        for k in (1, 10, 100)
+        if k <= samples
+    }
 
 
 def program_of(text: str) -> str:
@@ -188,18 +204,21 @@ def program_of(text: str) -> str:
     return text[: min(ends)] + "\n" if ends else text
 
 
-def tester(job: Job) -> Callable[[Row, str], bool]:
-    """Runs a problem's tests on a program in the sandbox; whether all pass."""
-    from sparsepo.evaluation.sandbox import Limits, run_tests
+def which_pass(job: Job, asked: Sequence[tuple[Row, str]]) -> list[bool]:
+    """Run programs against the tests of their problems in the sandbox; results are kept as they come."""
+    from sparsepo.evaluation.code import Executor
+    from sparsepo.evaluation.code.problems import mbpp_job
+    from sparsepo.evaluation.sandbox import Limits
 
-    limits = Limits(wall_seconds=job.settings["timeout"])
-
-    def test(problem: Row, program: str) -> bool:
-        if not _parses(program):  # it cannot pass; most samples of a small model end here
-            return False
-        return run_tests(program, test_job(problem), allow_code_execution=job.may_execute, limits=limits).passed
-
-    return test
+    runner = Executor(job.may_execute, Limits(wall_seconds=job.settings["timeout"]), workers=1)
+    # what does not parse cannot pass: most samples of a small model end here
+    tried = [place for place, (_, program) in enumerate(asked) if _parses(program)]
+    jobs = [(asked[place][1], mbpp_job(asked[place][0]["problem"], "problem")) for place in tried]
+    outcomes = runner.run(jobs, keep=job.folder / "executions.jsonl")
+    passed = [False] * len(asked)
+    for place, outcome in zip(tried, outcomes, strict=True):
+        passed[place] = outcome.passed
+    return passed
 
 
 def _parses(program: str) -> bool:
@@ -208,15 +227,3 @@ def _parses(program: str) -> bool:
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
     return True
-
-
-def test_job(problem: Row) -> Any:
-    """A problem's tests as the sandbox takes them: which functions they call, which modules they need."""
-    from sparsepo.evaluation.sandbox import TestJob
-
-    defined = {node.name for node in ast.walk(ast.parse(problem["reference"])) if isinstance(node, ast.FunctionDef)}
-    nodes = [node for text in problem["tests"] for node in ast.walk(ast.parse(text))]
-    names = list(dict.fromkeys(node.id for node in nodes if isinstance(node, ast.Name)))
-    functions = tuple(name for name in names if name in defined)
-    modules = tuple(name for name in names if name in sys.stdlib_module_names and name not in defined)
-    return TestJob(functions, tuple(problem["tests"]), problem["setup"], modules)

@@ -22,8 +22,12 @@ def reward_of(job: Job) -> Scorer:
     return _named(job)
 
 
-def further_metrics(job: Job, rows: Sequence[Row], texts: Sequence[str]) -> dict[str, float]:
+def further_metrics(job: Job, rows: Sequence[Row], texts: Sequence[str], rewards: Sequence[float]) -> dict[str, float]:
     """What the task reports beside the reward."""
+    if job.settings["reward"]["kind"] == "tests":
+        from .programs import pass_rates
+
+        return pass_rates(rewards, job.settings["samples"])
     if job.settings["task"] == "summarisation":
         return _summary_metrics(rows, texts)
     return {}

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import _thread
 import contextlib
 import gc
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import time
@@ -142,19 +142,14 @@ class _Worker:
 
     def _do(self, stage: Stage, key: str, held: Held) -> bool:
         """Do a stage that is claimed. Returns whether somebody took it over meanwhile."""
-        was_lost = threading.Event()
-
-        def lose() -> None:
-            was_lost.set()
-            _thread.interrupt_main()
-
-        held.when_lost = lose
+        held.when_lost = interrupt_stage
         with held:
             if self._is_settled(stage.name) or self._has_failed(key):  # by who held it when we looked first
                 return False
             start, cpu = time.perf_counter(), time.process_time()
             try:
-                result = self._result(stage, key)
+                with interruptible():
+                    result = self._result(stage, key)
                 held.check()
                 took = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu}
                 result |= {name: round(value, 1) for name, value in took.items()}
@@ -162,13 +157,8 @@ class _Worker:
                 self.folder.save(key, {"stage": stage.name, **result})
                 if not self.work.keep_models and "train" in stage.needs:
                     drop_weights(self.folder.stage(self.work.plan.keys[stage.needs["train"]]))
-            except KeyboardInterrupt:
-                if not was_lost.is_set():
-                    raise
-                self._tell(f"{stage.name}: another process has taken it over")
-                return True
-            except ClaimLostError as error:
-                self._tell(f"{stage.name}: {error}")
+            except (StageInterrupt, ClaimLostError):
+                self._tell(f"{stage.name}: another process has taken it over, since nothing was heard of this one")
                 return True
             except (Exception, SystemExit) as error:
                 reason = _reason(error)
@@ -206,6 +196,32 @@ class _Worker:
         plan, folder = self.work.plan, self.folder
         done = sum(folder.is_done(key) for key in plan.keys.values())
         print(f"[{done}/{len(plan.keys)}] {text}", flush=True)
+
+
+class StageInterrupt(BaseException):
+    """A stage is to stop; no handler of errors in a library takes it for one."""
+
+
+def interrupt_stage() -> None:
+    """Stop what the main thread is at within :func:`interruptible`, asleep or not; from another thread."""
+    os.kill(os.getpid(), signal.SIGUSR1)  # SIGINT may be ignored, as shells have it for what runs in the background
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Where :func:`interrupt_stage` raises :class:`StageInterrupt`; before and after it does nothing."""
+    is_armed = True
+
+    def interrupt(*_: Any) -> None:
+        if is_armed:
+            raise StageInterrupt
+
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    try:
+        yield
+    finally:
+        is_armed = False
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN if before == signal.SIG_DFL else before)
 
 
 def drop_weights(folder: Path) -> None:
