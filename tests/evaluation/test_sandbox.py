@@ -219,13 +219,13 @@ def test_the_sandbox_dies_with_its_caller() -> None:
         "    sys.modules[name] = types.ModuleType(name)\n"
         "    sys.modules[name].__path__ = [folder]\n"
         "from sparsepo.evaluation.sandbox import *\n"
-        "run_tests('while True: pass', TestJob(('f',), ('f()',)), allow_code_execution=True)\n"
+        "run_tests('import time; time.sleep(100)', TestJob(('f',), ('f()',)), allow_code_execution=True)\n"
     )
     caller = subprocess.Popen(
         [sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     )
     end = time.monotonic() + 60
-    while not (launched := _launched_by(caller.pid, 3)) and time.monotonic() < end:
+    while not (launched := _launched_by(caller.pid, 5)) and time.monotonic() < end:
         time.sleep(0.05)
     assert launched
     caller.send_signal(signal.SIGKILL)

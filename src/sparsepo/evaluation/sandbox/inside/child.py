@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import sys
 from typing import Any, NoReturn
 
-from . import candidate, examiner, namespaces
+from . import candidate, examiner, kernel, namespaces
 from .confine import NAMESPACES, Orders, confine
 
 _LEFT = b"\0"  # a process of the superuser has left its namespaces and waits for its user
@@ -34,8 +35,10 @@ class Child:
         self._setup, setup = os.pipe()
         self.status, status = os.pipe()
         mapped, self._map = os.pipe()
+        launcher = os.getpid()
         self.process = os.fork()
         if self.process == 0:
+            self._launcher = launcher
             self._stand_between(orders, [given, *pipes], printed, setup, status, mapped)
         for handle in (given, printed, setup, status, mapped):
             os.close(handle)
@@ -78,6 +81,10 @@ class Child:
                 if self._is_mapped:
                     os.write(setup, _LEFT)
                     os.read(mapped, 1)
+            # after the change of users, which would clear it: this process, and with it the next, dies with the launcher
+            kernel.prctl(kernel.PR_SET_PDEATHSIG, int(signal.SIGKILL))
+            if os.getppid() != self._launcher:
+                os._exit(1)
             process = os.fork()
         except OSError as error:
             os.write(setup, f" {error}".encode())
