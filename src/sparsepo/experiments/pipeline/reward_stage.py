@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import random
-import zipfile
-from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from sparsepo.data.labelled import read_labelled
 
 from .folder import write_json
 from .jobs import MODEL, Job, Row, read_lines
 from .preparing import response_of
 
-SOURCES = ("labelled", "scored", "pairs")  # what a reward model can be trained on
-MANY_FILES = 20
+_CLASSES = {"POSITIVE": 1.0, "NEGATIVE": 0.0}
 
 
 def train_reward(job: Job) -> Row:
@@ -79,7 +77,7 @@ def _texts(job: Job) -> tuple[list[Labelled], list[Labelled]]:
     """(prompt, text, value) to train on and to judge by."""
     on = job.settings["trained_on"]
     if on == "labelled":
-        found = [("", text, value) for source in job.stage.sources["labelled"] for text, value in labelled(source)]
+        found = [("", text, value) for source in job.stage.sources["labelled"] for text, value in _labelled(source)]
         random.Random(job.settings["seed"]).shuffle(found)
         limit = job.settings.get("limit")
         found = found if limit is None else found[:limit]
@@ -104,33 +102,17 @@ def _scored(row: Row) -> Labelled:
     return prompt, text, value
 
 
-def labelled(path: str) -> Iterator[tuple[str, float]]:
-    """Texts of a zip file with their labels, 1 or 0: the name of a file or of its folder ends in ``pos`` or ``neg``.
-
-    One text a line, or one a file where the archive holds 20 files or more.
+def _labelled(source: str) -> list[tuple[str, float]]:
+    """Texts of a source with 1 for positive and 0 for negative ones.
 
     Raises:
-        ValueError: no zip file, or no such names in it.
+        ValueError: texts without classes, or of others than these two.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            named = [(name, label) for name in sorted(archive.namelist()) if (label := _label(name)) is not None]
-            contents = [(archive.read(name).decode("latin-1"), label) for name, label in named]
-    except zipfile.BadZipFile as error:
-        raise ValueError(f"{path} is no readable zip file ({error}).") from error
-    if len({label for _, label in contents}) < 2:
-        raise ValueError(f"{path} holds no texts of both labels: files or folders must end in pos and neg.")
-    for content, label in contents:
-        units: Sequence[str] = [content] if len(contents) >= MANY_FILES else content.splitlines()
-        yield from ((unit.strip(), label) for unit in units if unit.strip())
-
-
-def _label(name: str) -> float | None:
-    if name.endswith("/"):
-        return None
-    for part in (Path(name).suffix.lower(), Path(name).parent.name.lower()):
-        if part.endswith("pos"):
-            return 1.0
-        if part.endswith("neg"):
-            return 0.0
-    return None
+    found = read_labelled(source)
+    if found is None:
+        raise ValueError(
+            f"{source} holds no texts with classes: folders or files named pos and neg, or rows with label."
+        )
+    if unknown := sorted({label for _, label in found} - set(_CLASSES)):
+        raise ValueError(f"{source}: class {unknown[0]!r} is neither pos nor neg; give texts of these two.")
+    return [(text, _CLASSES[label]) for text, label in found]
