@@ -24,13 +24,14 @@ REFERENCE_FOLDER = "reference"
 _PICKLED_ARGUMENTS = "training_args.bin"
 
 
-def attach_mask(model: Any, masker: Masker) -> None:
+def attach_mask(model: Any, masker: Masker, device: torch.device | None = None) -> None:
     """Make a trained mask head a float32 submodule of the policy whose keys no save of the policy contains.
 
-    As a submodule its gradients are reduced with the policy's and its weights follow the policy's device.
+    As a submodule its gradients are reduced with the policy's (under FSDP2: by us) and its weights follow the policy's
+    device, unless ``device`` names another.
     """
     base = base_model_of(model)
-    device = next(base.parameters()).device
+    device = next(base.parameters()).device if device is None else device
     base.add_module(MASK_ATTRIBUTE, masker.to(device=device, dtype=torch.float32))
     keys = {f"{MASK_ATTRIBUTE}.{name}" for name in masker.state_dict()}
     base._keys_to_ignore_on_save = set(base._keys_to_ignore_on_save or ()) | keys
@@ -51,17 +52,6 @@ def split_state(state_dict: dict[str, Any]) -> tuple[dict[str, Any], dict[str, A
     policy = {key: value for key, value in state_dict.items() if marker not in key}
     mask = {key.split(marker, 1)[1]: value for key, value in state_dict.items() if marker in key}
     return policy, mask or None
-
-
-def load_weights(masker: nn.Module, state: dict[str, Any]) -> None:
-    """Copy whole weights into a mask head, sharded (FSDP2) or not."""
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
-    from torch.distributed.tensor import DTensor
-
-    if any(isinstance(parameter, DTensor) for parameter in masker.parameters()):
-        set_model_state_dict(masker, state, options=StateDictOptions(full_state_dict=True))
-    else:
-        masker.load_state_dict(state)
 
 
 def write_settings(
@@ -129,7 +119,7 @@ class MaskCheckpoints:
                 "checkpoint was made with."
             )
         if self.masker is not None and self.trained_mask_names:
-            load_weights(self.masker, saved.state_dict())
+            self.masker.load_state_dict(saved.state_dict())
             # PEFT's load_adapter freezes every parameter outside the adapter
             for name, parameter in self.masker.named_parameters():
                 parameter.requires_grad_(name in self.trained_mask_names)

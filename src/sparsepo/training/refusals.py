@@ -160,15 +160,13 @@ def refuse_sync_without_reference(reference: nn.Module | None, objective: str) -
         )
 
 
-def refuse_sharded_masks(masker: Masker | None, is_deepspeed: bool, fsdp_version: int | None) -> None:
-    """A trained mask head is clipped and saved apart from the policy, which these two cannot do."""
-    if masker is None or not masker.is_trainable:
-        return
-    found = "DeepSpeed" if is_deepspeed else "FSDP version 1" if fsdp_version == 1 else None
-    if found:
+def refuse_sharded_masks(masker: Masker | None, is_deepspeed: bool) -> None:
+    """DeepSpeed clips, steps and saves all parameters in one engine: a trained mask head cannot be kept apart there."""
+    if is_deepspeed and masker is not None and masker.is_trainable:
         raise ValueError(
-            f"A learned mask does not work under {found} yet: its gradients cannot be clipped apart from the policy's. Use "
-            "DDP or FSDP2 (fsdp_version: 2), or a mask without training (objective='mapo', mask='random' or 'data')."
+            "A learned mask does not work under DeepSpeed: its engine clips all gradients together, casts all parameters to "
+            "one precision and steps them itself. Use DDP or FSDP2 (--accelerate_config ddp or fsdp2), or a mask without "
+            "training (objective='mapo', mask='random' or 'data')."
         )
 
 

@@ -40,6 +40,7 @@ from .refusals import (
     refuse_sync_without_reference,
 )
 from .settings import ResolvedSettings, resolve_settings
+from .sharding import is_fsdp2, keep_float32_results
 from .step import base_model_of
 from .streams import FilledStream
 from .token_loss import TokenLoss
@@ -192,8 +193,8 @@ class SparsePOTrainer(
         else:
             self.masker.check_fits(base_model_of(reference))
         refuse_low_precision_masks(args, self.masker)
-        fsdp = getattr(self.accelerator.state.fsdp_plugin, "fsdp_version", None) if self.is_fsdp_enabled else None
-        refuse_sharded_masks(self.masker, self.is_deepspeed_enabled, fsdp)
+        keep_float32_results(self.accelerator)
+        refuse_sharded_masks(self.masker, self.is_deepspeed_enabled)
         if self.masker is not None and self.masker.is_trainable:
             self._refuse_foreign_optimizer(optimizers)
             trained = (name for name, parameter in self.masker.named_parameters() if parameter.requires_grad)
@@ -243,7 +244,8 @@ class SparsePOTrainer(
         """TRL's training; afterwards the model has its own forward back."""
         if resume_from_checkpoint:
             self._start_is_fitted = True  # the checkpoint's mask is further on
-        self._fit_start()
+        if not is_fsdp2(self.accelerator):  # there it waits until the policy is on its devices
+            self._fit_start()
         try:
             return super().train(resume_from_checkpoint, *args, **kwargs)
         finally:
