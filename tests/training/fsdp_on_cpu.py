@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 
 # what `accelerate launch` sets for a configuration with fsdp_version: 2
@@ -37,14 +37,14 @@ def fsdp2_on_cpu(**settings: str) -> Iterator[None]:
     def init(self: Any, *args: Any, fsdp_plugin: Any = None, **kwargs: Any) -> None:
         original(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
         if fsdp_plugin is not None and self.distributed_type == DistributedType.MULTI_CPU:
-            self.distributed_type = DistributedType.FSDP
+            self.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
             if self._mixed_precision != "no":
                 fsdp_plugin.set_mixed_precision(self._mixed_precision)
             self.fsdp_plugin = fsdp_plugin
 
     with patch.dict(os.environ, {**ENVIRONMENT, **settings}), patch.object(AcceleratorState, "__init__", init):
-        AcceleratorState._reset_state()
+        AcceleratorState._reset_state(reset_partial_state=True)
         try:
             yield
         finally:
-            AcceleratorState._reset_state()
+            AcceleratorState._reset_state(reset_partial_state=True)

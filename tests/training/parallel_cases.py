@@ -15,13 +15,17 @@ from unittest.mock import patch
 import torch
 from datasets import Dataset
 from safetensors.torch import save_file
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 from sparsepo import SparsePOTrainer
 from sparsepo.inspection.history import record_masks
 from sparsepo.training.caching import store
+from sparsepo.training.step import MASK_ATTRIBUTE
 from tests.support import perturbed, tiny_model
 
+from .fsdp_on_cpu import fsdp2_on_cpu
 from .running import PLAIN_HEAD, build, logged, mask_state, policy_state, prepared_rows, run_config
 
 GLOBAL_BATCH = 4
@@ -30,6 +34,7 @@ WATCHED = "target-sparsity"  # this case also keeps the masks of a few pairs
 # the last batch of two processes has one row for the first and none for the second.
 _SGD = {"optim": "sgd", "learning_rate": 0.3, "mask_learning_rate": 3.0}
 CASES: dict[str, tuple[int, dict[str, Any]]] = {
+    "untied": (11, {**_SGD, "architecture": "llama", "gradient_accumulation_steps": 2}),
     "full-learned": (11, {**_SGD, "gradient_accumulation_steps": 2, "mask_dropout": 0.3}),
     "lora-independent": (9, {**_SGD, **PLAIN_HEAD, "lora": True, "mask_sharing": "independent", "mask_dropout": 0.3}),
     "full-activation": (9, {"optim": "sgd", "learning_rate": 0.3, "objective": "mapo"}),
@@ -108,10 +113,24 @@ class Tamper(TrainerCallback):
                 next(p for name, p in model.named_parameters() if name.endswith("layer_bias"))[0] += 1e-6
 
 
+SHARDED = "fsdp2:"  # before a case's name: by FSDP2 where there are several processes, otherwise by DDP
+
+
 def run_case(name: str, folder: Path, processes: int, rank: int = 0) -> SparsePOTrainer:
     """Train and evaluate one case; results go to ``folder/name-rank*``."""
-    count, settings = {**CASES, **HEALTH_CASES}[name]
+    count, settings = {**CASES, **HEALTH_CASES}[name.removeprefix(SHARDED)]
     settings = {"max_steps": 4 if count == 11 else 3, **settings}
+    if name.startswith(SHARDED) and processes > 1:
+        with fsdp2_on_cpu():
+            trainer = _run_case(name, folder, processes, rank, count, settings)
+            check_is_sharded(trainer)
+            return trainer
+    return _run_case(name, folder, processes, rank, count, settings)
+
+
+def _run_case(
+    name: str, folder: Path, processes: int, rank: int, count: int, settings: dict[str, Any]
+) -> SparsePOTrainer:
     # one of the processes may be the tests' own
     with patch.object(store, "ROWS_OF_A_FILE", settings.pop("rows_of_a_file", store.ROWS_OF_A_FILE)):
         return _run(name, folder, processes, rank, count, settings)
@@ -119,6 +138,7 @@ def run_case(name: str, folder: Path, processes: int, rank: int = 0) -> SparsePO
 
 def _run(name: str, folder: Path, processes: int, rank: int, count: int, settings: dict[str, Any]) -> SparsePOTrainer:
     lora, streaming, tamper = (settings.pop(key, False) for key in ("lora", "streaming", "tamper"))
+    architecture = settings.pop("architecture", "gpt2")
     config = run_config(
         folder / f"{name}-{processes}",
         **settings,
@@ -127,7 +147,7 @@ def _run(name: str, folder: Path, processes: int, rank: int, count: int, setting
         ddp_backend="gloo" if processes > 1 else None,
         ddp_timeout=60,
     )
-    reference = tiny_model("gpt2")
+    reference = tiny_model(architecture)
     models: dict[str, Any] = {"model": reference}
     if not lora:
         models = {"model": perturbed(reference), "ref_model": reference}
@@ -160,13 +180,26 @@ def write(trainer: SparsePOTrainer, target: Path, metrics: dict[str, float]) -> 
     Path(f"{target}.json").write_text(json.dumps(content), encoding="utf-8")
 
 
+def check_is_sharded(trainer: SparsePOTrainer) -> None:
+    """The policy's weights are in shards, the mask head's whole and in float32."""
+    assert trainer.accelerator.is_fsdp2
+    for module in trainer.model.modules():
+        if isinstance(module, FSDPModule):  # what evaluation has left whole
+            module.reshard()
+    for name, parameter in trainer.model.named_parameters():
+        assert isinstance(parameter, DTensor) is (MASK_ATTRIBUTE not in name), name
+        if MASK_ATTRIBUTE in name:
+            assert parameter.dtype == torch.float32
+
+
 def main() -> None:
     torch.set_num_threads(1)
     processes, rank = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
     for name in sys.argv[2:]:
         trainer = run_case(name, Path(sys.argv[1]), processes, rank)
-        assert trainer.accelerator.num_processes == processes
-        assert type(trainer.model_wrapped) is torch.nn.parallel.DistributedDataParallel
+        if not name.startswith(SHARDED):
+            assert trainer.accelerator.num_processes == processes
+            assert type(trainer.model_wrapped) is torch.nn.parallel.DistributedDataParallel
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 

@@ -60,7 +60,11 @@ def shard_reference(model: nn.Module, accelerator: Any) -> nn.Module:
 
     keep_float32_results(accelerator)
     model.requires_grad_(False)  # what is trained would be cast to float32
+    plugin = accelerator.state.fsdp_plugin
+    found = {name: getattr(plugin, name) for name in ("auto_wrap_policy", "transformer_cls_names_to_wrap")}
     sharded: nn.Module = fsdp2_prepare_model(accelerator, model)
+    for name, value in found.items():  # it notes this model's kind of block there, and the policy may have another
+        setattr(plugin, name, value)
     return sharded.eval()
 
 
