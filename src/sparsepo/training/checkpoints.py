@@ -15,6 +15,7 @@ from sparsepo.masks import Masker, load_mask, save_mask
 from sparsepo.masks.saving import read_mask_info
 from sparsepo.objectives import Objective
 
+from .sharding import saves_shards
 from .step import MASK_ATTRIBUTE, base_model_of
 from .trl_bridge import unpickled_hub_push, versions
 
@@ -77,6 +78,7 @@ class MaskCheckpoints:
     # set by the trainer
     args: Any
     model: Any
+    accelerator: Any
     ref_model: Any
     masker: Masker | None
     objective: Objective
@@ -87,9 +89,13 @@ class MaskCheckpoints:
         if state_dict is not None:
             state_dict, mask_state = split_state(state_dict)
         super()._save(output_dir, state_dict)  # type: ignore[misc]
+        self._save_beside(output_dir or self.args.output_dir, mask_state)
+
+    def _save_beside(self, folder: str, mask_state: dict[str, Any] | None = None) -> None:
+        """What belongs to a saved policy: the mask, the settings, a reference that has moved."""
         if not self.args.should_save:
             return
-        folder = output_dir or self.args.output_dir
+        Path(folder).mkdir(parents=True, exist_ok=True)
         if self.masker is not None:
             save_mask(self.masker, folder, base_model=self.base_model_name(), state_dict=mask_state)
         if self.args.sync_ref_model:  # the reference has moved: no other copy of it exists, and masks read it
@@ -97,6 +103,19 @@ class MaskCheckpoints:
         write_settings(folder, self.objective, self.masker, self.saved_settings())
         # Trainer pickles its arguments; nothing here reads them, and what is published holds no pickles
         Path(folder, _PICKLED_ARGUMENTS).unlink(missing_ok=True)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Trainer's saving; a policy in shards is gathered, so that the folder loads without FSDP. A collective call.
+
+        Checkpoints with SHARDED_STATE_DICT stay in shards, which Trainer writes itself.
+        """
+        if saves_shards(self.accelerator):
+            folder = output_dir or self.args.output_dir
+            if _internal_call:
+                self._save_beside(folder)
+            else:
+                self._save(folder, self.accelerator.get_state_dict(self.model))
+        super().save_model(output_dir, _internal_call)  # type: ignore[misc]
 
     def base_model_name(self) -> str | None:
         """Id or path of the model that training started from."""

@@ -81,6 +81,8 @@ class MaskOptimisation:
         finally:
             for parameter in parameters:
                 parameter.requires_grad_(True)
+        if is_fsdp2(self.accelerator):  # sharded checkpoints lose the settings of a group without parameters (LoRA: biases)
+            optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
         if parameters and not apart:
             self._add_mask_groups(optimizer)
         self._mask_waits = apart

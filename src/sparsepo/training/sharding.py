@@ -38,6 +38,21 @@ def is_sharded(model: nn.Module) -> bool:
     return any(isinstance(module, FSDPModule) for module in model.modules())
 
 
+def refuse_before_sharding(model: nn.Module, accelerator: Any) -> None:
+    """Refuse to run a policy that FSDP2 is to shard and has not yet: accelerate shards it together with its optimiser."""
+    if is_fsdp2(accelerator) and not is_sharded(model):
+        raise RuntimeError(
+            "Under FSDP2 a policy can be evaluated and scored once training has begun: accelerate shards it with its "
+            "optimiser. For numbers before the first step set eval_on_start=True, or evaluate without FSDP."
+        )
+
+
+def saves_shards(accelerator: Any) -> bool:
+    """Whether Trainer's checkpoints keep weights in shards, and its ``save_model`` nothing (SHARDED_STATE_DICT)."""
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    return plugin is not None and "FULL_STATE_DICT" not in str(plugin.state_dict_type)
+
+
 def keep_float32_results(accelerator: Any) -> None:
     """Under mixed precision: blocks compute in half precision, gradients are summed over processes in float32.
 

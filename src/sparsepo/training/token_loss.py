@@ -20,6 +20,7 @@ from .mask_fit import LogRatioFit
 from .metrics import MetricSums, collect_metrics
 from .prefix import PrefixSharing
 from .settings import ResolvedSettings
+from .sharding import refuse_before_sharding
 from .step import ReferenceView, StepOutput, evaluation_mode, policy_step, reference_view
 from .trl_bridge import autocast_of, reference_adapter
 
@@ -197,6 +198,7 @@ class TokenLoss:
             PairScores of (P, S − 1) arrays; column t belongs to the token at position t + 1. ``kl`` is None where a
             reference cache (``precompute_ref``) holds none of these rows, as training without a KL leaves it.
         """
+        refuse_before_sharding(self.model, self.accelerator)
         self._fit_start()
         batch = self._prepare_inputs(batch)  # type: ignore[attr-defined]
         try:
