@@ -19,8 +19,9 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
-from sparsepo import SparsePOTrainer
+from sparsepo import LearnedMask, SparsePOTrainer
 from sparsepo.inspection.history import record_masks
+from sparsepo.masks.base import MaskInputs, TokenMasks
 from sparsepo.training.caching import store
 from sparsepo.training.step import MASK_ATTRIBUTE
 from tests.support import perturbed, tiny_model
@@ -33,6 +34,7 @@ WATCHED = "target-sparsity"  # this case also keeps the masks of a few pairs
 # name → (rows to train on, settings). Plain gradient steps show gradients as they are. 11 rows: 4 + 4 and 3; of 9 rows
 # the last batch of two processes has one row for the first and none for the second.
 _SGD = {"optim": "sgd", "learning_rate": 0.3, "mask_learning_rate": 3.0}
+_IN_ORDER = {"train_sampling_strategy": "sequential"}
 CASES: dict[str, tuple[int, dict[str, Any]]] = {
     "untied": (11, {**_SGD, "architecture": "llama", "gradient_accumulation_steps": 2}),
     "full-learned": (11, {**_SGD, "gradient_accumulation_steps": 2, "mask_dropout": 0.3}),
@@ -43,7 +45,7 @@ CASES: dict[str, tuple[int, dict[str, Any]]] = {
         {"optim": "sgd", "learning_rate": 0.3, "objective": "mapo", "lora": True, "gradient_accumulation_steps": 2},
     ),
     "full-checkpointing": (11, {**_SGD, "gradient_checkpointing": True}),
-    "lora-checkpointing": (11, {**_SGD, "lora": True, "gradient_checkpointing": True}),
+    "lora-checkpointing": (11, {**_SGD, **PLAIN_HEAD, "lora": True, "gradient_checkpointing": True}),
     # a large epsilon: Adam would turn the rounding of gradients that are zero (keys' biases) into steps
     "adamw": (11, {"gradient_accumulation_steps": 2, "mask_on": "kl", "adam_epsilon": 1e-3}),
     "random": (9, {"optim": "sgd", "learning_rate": 0.3, "mask": "random", "mask_random_sparsity": 0.5}),
@@ -90,6 +92,14 @@ CASES: dict[str, tuple[int, dict[str, Any]]] = {
             "rows_of_a_file": 3,
         },
     ),
+    # of rows in their order each second process has only rows whose tokens no mask keeps, and steps that are not logged
+    # leave such tokens out: no token at all, and a mask head without a gradient
+    "rank-without-tokens": (
+        11,
+        {"optim": "sgd", "learning_rate": 0.3, "mask": "data", "emptied": True, **_IN_ORDER, "logging_steps": 4},
+    ),
+    "rank-with-empty-mask": (11, {**_SGD, "emptied": True, **_IN_ORDER, "logging_steps": 4}),
+    "shared-prefix": (11, {**_SGD, "share_prefix": "on", "architecture": "llama"}),
     # two passes over a stream, and evaluation on streams: what fills their last batches must not count
     "streaming": (11, {**_SGD, "mask_learning_rate": 0.5, "mask_dropout": 0.3, "streaming": True, "max_steps": 6}),
 }
@@ -99,6 +109,27 @@ HEALTH_CASES: dict[str, tuple[int, dict[str, Any]]] = {
     "sums": (11, {**_SGD, "mask_sharing": "independent", "mask_l1_reward": 0.1, "gradient_accumulation_steps": 2}),
     "tampered": (9, {**_SGD, "mask_on_failure": "stop", "max_steps": 6, "tamper": 2}),
 }
+
+
+def is_emptied(row: Any) -> Any:
+    """Whether a row of the training set is one of the emptied: two of four, those of the second process of two."""
+    return row % GLOBAL_BATCH >= GLOBAL_BATCH // 2
+
+
+def empty_weights(row: dict[str, Any]) -> dict[str, Any]:
+    """Weights of zero for the emptied rows."""
+    sides = ("chosen_weights", "rejected_weights")
+    return {side: [0.0 * value if is_emptied(row["row_id"]) else value for value in row[side]] for side in sides}
+
+
+class MaskOfSomeRows(LearnedMask):
+    """A learned mask that keeps nothing of the emptied rows."""
+
+    def token_masks(self, inputs: MaskInputs) -> TokenMasks:
+        masks = super().token_masks(inputs)
+        assert inputs.noise is not None
+        kept = ~is_emptied(inputs.noise.row // 2)[:, None]
+        return TokenMasks(masks.reward * kept, masks.kl * kept)
 
 
 class Tamper(TrainerCallback):
@@ -137,7 +168,8 @@ def _run_case(
 
 
 def _run(name: str, folder: Path, processes: int, rank: int, count: int, settings: dict[str, Any]) -> SparsePOTrainer:
-    lora, streaming, tamper = (settings.pop(key, False) for key in ("lora", "streaming", "tamper"))
+    names = ("lora", "streaming", "tamper", "emptied")
+    lora, streaming, tamper, emptied = (settings.pop(key, False) for key in names)
     architecture = settings.pop("architecture", "gpt2")
     config = run_config(
         folder / f"{name}-{processes}",
@@ -155,6 +187,10 @@ def _run(name: str, folder: Path, processes: int, rank: int, count: int, setting
     if streaming:
         rows = rows.to_iterable_dataset(num_shards=2)  # accelerate would give each process one, of 6 and 5 rows
         sets = {name: part.to_iterable_dataset() for name, part in sets.items()}
+    if emptied and config.mask == "data":
+        rows = rows.map(empty_weights)
+    elif emptied:
+        models["mask"] = MaskOfSomeRows.for_model(reference, init="ones", seed=1)
     trainer = build(config, rows, lora=lora, eval_dataset=sets, **models)
     if tamper:
         trainer.add_callback(Tamper(tamper))

@@ -100,7 +100,7 @@ def check(folder: Path, name: str) -> None:
         assert_same(two[part], other[part])  # the processes agree bit for bit
         assert_close(one[part], two[part], rtol=5e-4, atol=5e-6)
     steps = [list(steps_of(run["log"])) for run in (one, two)]
-    assert len(steps[0]) == len(steps[1]) == steps[0][-1]["step"]
+    assert [entry["step"] for entry in steps[0]] == [entry["step"] for entry in steps[1]] != []
     for mine, theirs in zip(*steps, strict=True):
         assert_close(mine, theirs, rtol=1e-3, atol=1e-5)
     assert_close(without_clocks(one["metrics"]), without_clocks(two["metrics"]), rtol=1e-3, atol=1e-5)
