@@ -27,7 +27,9 @@ class RunArguments:
         "Start the run through accelerate: a configuration file, or ddp, fsdp2, zero2, zero3, or another that "
         "TRL ships.",
     )
-    num_processes: int | None = _flag(None, "With accelerate_config: number of processes. Unset: the file's, or one a device.")
+    num_processes: int | None = _flag(
+        None, "With accelerate_config: number of processes. Unset: the file's, or one a device."
+    )
 
     def __post_init__(self) -> None:
         if self.eval_fraction is not None and not 0 < self.eval_fraction < 1:

@@ -81,7 +81,8 @@ class MaskOptimisation:
         finally:
             for parameter in parameters:
                 parameter.requires_grad_(True)
-        if is_fsdp2(self.accelerator):  # sharded checkpoints lose the settings of a group without parameters (LoRA: biases)
+        if is_fsdp2(self.accelerator):
+            # sharded checkpoints lose the settings of a group without parameters (LoRA: the biases')
             optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
         if parameters and not apart:
             self._add_mask_groups(optimizer)
@@ -136,7 +137,7 @@ class MaskOptimisation:
             return super()._clip_grad_norm(model)  # type: ignore[misc]
         mine = {id(p) for p in own}
         policy = [p for p in model.parameters() if id(p) not in mine]
-        norm = self.accelerator.clip_grad_norm_(policy, self.args.max_grad_norm)  # type: ignore[attr-defined]
+        norm = self.accelerator.clip_grad_norm_(policy, self.args.max_grad_norm)
         # after accelerate's call: fp16 gradients are unscaled once, for all parameters
         limit = self._mask_rates()[2]
         self.mask_grad_norm = torch.nn.utils.clip_grad_norm_(own, limit if limit > 0 else float("inf"))

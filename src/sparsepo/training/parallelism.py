@@ -45,8 +45,8 @@ def refuse_parallelism(config: SparsePOConfig, learned: bool) -> None:
         )
     if config.sync_ref_model:
         raise ValueError(
-            "sync_ref_model=True does not work under FSDP2: TRL would write into gathered copies of the reference's weights. "
-            "Use DDP, or leave it False."
+            "sync_ref_model=True does not work under FSDP2: TRL would write into gathered copies of the reference's "
+            "weights. Use DDP, or leave it False."
         )
 
 
@@ -70,11 +70,7 @@ def refuse_quantisation(quantization_config: Any, config: SparsePOConfig) -> Non
     is_bitsandbytes = bits == 4 or getattr(quantization_config, "load_in_8bit", False)
     if not is_bitsandbytes:
         return
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise ValueError(
-            f"load_in_{bits}bit=True needs bitsandbytes, which is not installed: pip install 'sparsepo[qlora]' (or pip "
-            "install bitsandbytes), or train LoRA on unquantised weights."
-        )
+    refuse_missing_bitsandbytes(bits)
     if _fsdp_version(config) is None:
         return
     if bits == 8:
@@ -84,6 +80,15 @@ def refuse_quantisation(quantization_config: Any, config: SparsePOConfig) -> Non
         raise ValueError(
             f"bnb_4bit_quant_storage={str(storage).removeprefix('torch.')} stays whole on every device under FSDP2; set "
             "bnb_4bit_quant_storage=bfloat16 (the type of the other weights), so that the quantised weights are sharded."
+        )
+
+
+def refuse_missing_bitsandbytes(bits: int) -> None:
+    """Refuse quantised loading without the library that does it. Raises ``ValueError``."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ValueError(
+            f"load_in_{bits}bit=True needs bitsandbytes, which is not installed: pip install bitsandbytes (or "
+            "'sparsepo[qlora]'), or train LoRA on unquantised weights."
         )
 
 
@@ -100,8 +105,8 @@ def _refuse_axes(config: SparsePOConfig) -> None:
     for name in _SPLIT_AT_LOADING:
         if given.get(name):
             raise ValueError(
-                f"model_init_kwargs has {name}={given[name]!r}, which splits a model while it is loaded. Leave it out: FSDP2 "
-                "(--accelerate_config fsdp2) shards models that are loaded whole."
+                f"model_init_kwargs has {name}={given[name]!r}, which splits a model while it is loaded. Leave it out: "
+                "FSDP2 (--accelerate_config fsdp2) shards models that are loaded whole."
             )
 
 

@@ -101,8 +101,8 @@ def refuse_model(model: Any, role: str) -> None:
         )
     if not head.weight.is_floating_point() or hasattr(head.weight, "quant_state"):
         raise ValueError(
-            f"The {role}'s LM head is quantised ({type(head.weight).__name__}, {head.weight.dtype}); leave it in floating point "
-            "(llm_int8_skip_modules=['lm_head'])."
+            f"The {role}'s LM head is quantised ({type(head.weight).__name__}, {head.weight.dtype}); leave it in "
+            "floating point (llm_int8_skip_modules=['lm_head'])."
         )
 
 

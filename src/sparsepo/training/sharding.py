@@ -2,9 +2,9 @@
 
 accelerate shards the policy when training starts, together with its optimiser. Three things are ours:
 
-- The mask head is no part of what is sharded. In a shard it would be computed in the policy's reduced precision, and its few
-  thousand numbers are not worth a gathering. It joins the policy once that is sharded, whole and in float32 on every process,
-  and its gradient is averaged over the processes after the last micro-batch of a step.
+- The mask head is no part of what is sharded. In a shard it would be computed in the policy's reduced precision, and its
+  few thousand numbers are not worth a gathering. It joins the policy once that is sharded, whole and in float32 on every
+  process, and its gradient is averaged over the processes after the last micro-batch of a step.
 - The scorer runs inside the forward of the policy's LM head. FSDP2 has a unit's parameters whole only within its own
   forward, and only there a gradient of the whole weight finds its way back into the shards.
 - The reference is sharded by block as the policy is. TRL makes one unit of it, which every forward gathers as a whole.
