@@ -1,6 +1,8 @@
-"""The same runs by one process and by two. As a script it is one of the processes:
+"""The same runs by one process and by several. As a script it is one of the processes:
 
 RANK=0 WORLD_SIZE=2 … python -m tests.training.parallel_cases OUTPUT CASE [CASE …]
+
+``fsdp2:CASE`` shards by FSDP2; ``resume:CASE`` is one of parallel_checkpoints.py.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from sparsepo.training.caching import store
 from sparsepo.training.step import MASK_ATTRIBUTE
 from tests.support import perturbed, tiny_model
 
+from . import parallel_checkpoints
 from .fsdp_on_cpu import fsdp2_on_cpu
 from .running import PLAIN_HEAD, build, logged, mask_state, policy_state, prepared_rows, run_config
 
@@ -100,6 +103,7 @@ CASES: dict[str, tuple[int, dict[str, Any]]] = {
     ),
     "rank-with-empty-mask": (11, {**_SGD, "emptied": True, **_IN_ORDER, "logging_steps": 4}),
     "shared-prefix": (11, {**_SGD, "share_prefix": "on", "architecture": "llama"}),
+    "half": (11, {**_SGD, "mask_learning_rate": 0.3, "bf16": True}),
     # two passes over a stream, and evaluation on streams: what fills their last batches must not count
     "streaming": (11, {**_SGD, "mask_learning_rate": 0.5, "mask_dropout": 0.3, "streaming": True, "max_steps": 6}),
 }
@@ -144,6 +148,7 @@ class Tamper(TrainerCallback):
                 next(p for name, p in model.named_parameters() if name.endswith("layer_bias"))[0] += 1e-6
 
 
+RESUMED = "resume:"
 SHARDED = "fsdp2:"  # before a case's name: by FSDP2 where there are several processes, otherwise by DDP
 
 
@@ -231,7 +236,11 @@ def check_is_sharded(trainer: SparsePOTrainer) -> None:
 def main() -> None:
     torch.set_num_threads(1)
     processes, rank = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
+    torch.distributed.init_process_group("gloo")
     for name in sys.argv[2:]:
+        if name.startswith(RESUMED):
+            parallel_checkpoints.run_case(name.removeprefix(RESUMED), Path(sys.argv[1]), processes, rank)
+            continue
         trainer = run_case(name, Path(sys.argv[1]), processes, rank)
         if not name.startswith(SHARDED):
             assert trainer.accelerator.num_processes == processes

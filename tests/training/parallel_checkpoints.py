@@ -1,6 +1,4 @@
-"""Interrupted and uninterrupted runs by several processes. As a script it is one of the processes:
-
-RANK=0 WORLD_SIZE=2 … python -m tests.training.parallel_checkpoints OUTPUT CASE [CASE …]
+"""Interrupted and uninterrupted runs by several processes, started by parallel_cases.py (``resume:CASE``).
 
 Each case trains six steps, then four of the same steps anew from the checkpoint in the middle of the second epoch. Weights,
 masks and logs must agree bit for bit.
@@ -8,8 +6,6 @@ masks and logs must agree bit for bit.
 
 from __future__ import annotations
 
-import os
-import sys
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -94,17 +90,3 @@ def _train(case: Case, model: Path, output: Path, processes: int, resume: str | 
         trainer.train(resume_from_checkpoint=resume)
         trainer.save_model(str(output))
         return trainer
-
-
-def main() -> None:
-    torch.set_num_threads(1)
-    processes, rank = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
-    torch.distributed.init_process_group("gloo")
-    for name in sys.argv[2:]:
-        run_case(name, Path(sys.argv[1]), processes, rank)
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()

@@ -79,7 +79,7 @@ def test_fsdp_of_version_1(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> No
     use_fsdp(monkeypatch)
     refuse_parallelism(config, learned=True)
     use_fsdp(monkeypatch, version="1")
-    with pytest.raises(ValueError, match="FSDP version 1 is not supported.*fsdp_version: 2"):
+    with pytest.raises(ValueError, match=r"FSDP version 1 is not supported.*fsdp_version: 2"):
         refuse_parallelism(config, learned=False)
 
 
@@ -121,7 +121,7 @@ def test_quantised_weights_that_fsdp2_would_not_shard(tmp_path: Any, monkeypatch
     use_fsdp(monkeypatch)
     refuse_quantisation(None, config)
     refuse_quantisation(four_bit(bnb_4bit_quant_storage=torch.bfloat16), config)
-    with pytest.raises(ValueError, match="bnb_4bit_quant_storage=uint8 stays whole.*bnb_4bit_quant_storage=bfloat16"):
+    with pytest.raises(ValueError, match=r"bnb_4bit_quant_storage=uint8 stays whole.*bnb_4bit_quant_storage=bfloat16"):
         refuse_quantisation(four_bit(), config)
     with pytest.raises(ValueError, match="load_in_8bit=True cannot be sharded by FSDP2"):
         refuse_quantisation(four_bit(_load_in_4bit=False, _load_in_8bit=True), config)

@@ -97,7 +97,7 @@ def test_mixed_precision_leaves_losses_and_reductions_in_float32() -> None:
 def test_evaluation_before_a_policy_is_sharded_is_refused(mesh: DeviceMesh) -> None:
     accelerator = SimpleNamespace(state=SimpleNamespace(fsdp_plugin=SimpleNamespace(fsdp_version=2)))
     model = tiny_model("llama")
-    with pytest.raises(RuntimeError, match="once training has begun.*eval_on_start"):
+    with pytest.raises(RuntimeError, match=r"once training has begun.*eval_on_start"):
         refuse_before_sharding(model, accelerator)
     refuse_before_sharding(model, SimpleNamespace(state=SimpleNamespace()))
     fully_shard(model, mesh=mesh)

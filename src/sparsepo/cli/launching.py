@@ -40,7 +40,9 @@ def accelerate_config_path(name: str) -> str:
     shipped.pop("fsdp1", None)  # refused by the trainer
     if name not in shipped:
         known = sorted(shipped)
-        raise CliError(f"accelerate_config: {name!r} is neither a file nor one of {', '.join(known)}{suggest(name, known)}")
+        raise CliError(
+            f"accelerate_config: {name!r} is neither a file nor one of {', '.join(known)}{suggest(name, known)}"
+        )
     return shipped[name]
 
 
