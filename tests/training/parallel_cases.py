@@ -2,7 +2,7 @@
 
 RANK=0 WORLD_SIZE=2 … python -m tests.training.parallel_cases OUTPUT CASE [CASE …]
 
-``fsdp2:CASE`` shards by FSDP2; ``resume:CASE`` is one of parallel_checkpoints.py.
+``fsdp2:CASE`` shards by FSDP2; ``resume:CASE`` is one of parallel_checkpoints.py, ``command`` parallel_command.py.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from sparsepo.training.caching import store
 from sparsepo.training.step import MASK_ATTRIBUTE
 from tests.support import perturbed, tiny_model
 
-from . import parallel_checkpoints
+from . import parallel_checkpoints, parallel_command
 from .fsdp_on_cpu import fsdp2_on_cpu
 from .running import PLAIN_HEAD, build, logged, mask_state, policy_state, prepared_rows, run_config
 
@@ -148,7 +148,7 @@ class Tamper(TrainerCallback):
                 next(p for name, p in model.named_parameters() if name.endswith("layer_bias"))[0] += 1e-6
 
 
-RESUMED = "resume:"
+RESUMED, COMMAND = "resume:", "command"
 SHARDED = "fsdp2:"  # before a case's name: by FSDP2 where there are several processes, otherwise by DDP
 
 
@@ -199,7 +199,7 @@ def _run(name: str, folder: Path, processes: int, rank: int, count: int, setting
     trainer = build(config, rows, lora=lora, eval_dataset=sets, **models)
     if tamper:
         trainer.add_callback(Tamper(tamper))
-    if name == WATCHED:
+    if name.removeprefix(SHARDED) == WATCHED:
         record_masks(trainer, pairs=3, every=1)
     trainer.train()
     write(trainer, folder / f"{name}-of{processes}-rank{rank}", trainer.evaluate())
@@ -238,6 +238,8 @@ def main() -> None:
     processes, rank = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
     torch.distributed.init_process_group("gloo")
     for name in sys.argv[2:]:
+        if name == COMMAND:  # the last one: it ends the process group
+            return parallel_command.run_command(Path(sys.argv[1]), rank)
         if name.startswith(RESUMED):
             parallel_checkpoints.run_case(name.removeprefix(RESUMED), Path(sys.argv[1]), processes, rank)
             continue

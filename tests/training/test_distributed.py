@@ -25,7 +25,7 @@ from sparsepo.inspection.history import read_history
 from sparsepo.training.streams import FilledStream
 from tests.support import perturbed, tiny_model
 
-from .parallel_cases import CASES, RESUMED, SHARDED, WATCHED, run_case
+from .parallel_cases import CASES, COMMAND, RESUMED, SHARDED, WATCHED, run_case
 from .parallel_checkpoints import CASES as CASES_OF_RESUMING
 from .running import assert_close, assert_same, moved, steps_of, without_clocks
 
@@ -196,6 +196,21 @@ def test_resumed_runs_of_two_processes(results: Callable[..., Path], name: str) 
     if name == "fsdp2-efficient-loading":  # what only one process has read is what all have read
         own, usual = (load_file(results(RESUMED + kind) / f"{kind}-policy.safetensors") for kind in (name, "fsdp2"))
         assert_same(own, usual)
+
+
+@pytest.mark.long
+def test_the_command_runs_under_fsdp2_from_beginning_to_end(tmp_path: Path) -> None:
+    launch(tmp_path, (COMMAND,), timeout=600)
+    output = tmp_path / "out"
+    summary = json.loads((output / "train_summary.json").read_text())
+    assert summary["steps"] == 2
+    assert {"training (last logged)", "evaluation"} <= set(summary["metrics"])
+    assert (output / "masks.html").is_file()
+    assert (output / "report.html").is_file()
+    model, start = (AutoModelForCausalLM.from_pretrained(folder) for folder in (output, tmp_path / "model"))
+    before, after = (dict(each.named_parameters()) for each in (start, model))
+    assert moved(before, {name: value.detach() for name, value in after.items()}) > 1e-4
+    load_mask(output, start)
 
 
 def test_two_processes_keep_the_masks_that_one_keeps(results: Callable[..., Path]) -> None:
