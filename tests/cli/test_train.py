@@ -220,6 +220,10 @@ def test_rows_no_longer_than_the_model(sparsepo: Call, tmp_path: Path, model_fol
         (("--model_name_or_path={model}", "--dataset_name={pairs}", "--objective=dpo", "--mask=learned"), "no effect"),
         (("--model_name_or_path={model}", "--dataset_name={pairs}", "--num_processes=2"), "without accelerate_config"),
         (
+            ("--model_name_or_path={model}", "--dataset_name={pairs}", "--load_in_4bit", "--use_peft"),
+            "load_in_4bit=True needs bitsandbytes, which is not installed",
+        ),
+        (
             ("--model_name_or_path={model}", "--dataset_name={pairs}", "--accelerate_config=multi_gp"),
             "did you mean multi_gpu?",
         ),

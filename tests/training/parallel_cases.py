@@ -1,6 +1,8 @@
-"""The same runs by one process and by two. As a script it is one of the processes:
+"""The same runs by one process and by several. As a script it is one of the processes:
 
 RANK=0 WORLD_SIZE=2 … python -m tests.training.parallel_cases OUTPUT CASE [CASE …]
+
+``fsdp2:CASE`` shards by FSDP2; ``resume:CASE`` is one of parallel_checkpoints.py, ``command`` parallel_command.py.
 """
 
 from __future__ import annotations
@@ -15,13 +17,19 @@ from unittest.mock import patch
 import torch
 from datasets import Dataset
 from safetensors.torch import save_file
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
-from sparsepo import SparsePOTrainer
+from sparsepo import LearnedMask, SparsePOTrainer
 from sparsepo.inspection.history import record_masks
+from sparsepo.masks.base import MaskInputs, TokenMasks
 from sparsepo.training.caching import store
+from sparsepo.training.step import MASK_ATTRIBUTE
 from tests.support import perturbed, tiny_model
 
+from . import parallel_checkpoints, parallel_command
+from .fsdp_on_cpu import fsdp2_on_cpu
 from .running import PLAIN_HEAD, build, logged, mask_state, policy_state, prepared_rows, run_config
 
 GLOBAL_BATCH = 4
@@ -29,7 +37,9 @@ WATCHED = "target-sparsity"  # this case also keeps the masks of a few pairs
 # name → (rows to train on, settings). Plain gradient steps show gradients as they are. 11 rows: 4 + 4 and 3; of 9 rows
 # the last batch of two processes has one row for the first and none for the second.
 _SGD = {"optim": "sgd", "learning_rate": 0.3, "mask_learning_rate": 3.0}
+_IN_ORDER = {"train_sampling_strategy": "sequential"}
 CASES: dict[str, tuple[int, dict[str, Any]]] = {
+    "untied": (11, {**_SGD, "architecture": "llama", "gradient_accumulation_steps": 2}),
     "full-learned": (11, {**_SGD, "gradient_accumulation_steps": 2, "mask_dropout": 0.3}),
     "lora-independent": (9, {**_SGD, **PLAIN_HEAD, "lora": True, "mask_sharing": "independent", "mask_dropout": 0.3}),
     "full-activation": (9, {"optim": "sgd", "learning_rate": 0.3, "objective": "mapo"}),
@@ -38,7 +48,7 @@ CASES: dict[str, tuple[int, dict[str, Any]]] = {
         {"optim": "sgd", "learning_rate": 0.3, "objective": "mapo", "lora": True, "gradient_accumulation_steps": 2},
     ),
     "full-checkpointing": (11, {**_SGD, "gradient_checkpointing": True}),
-    "lora-checkpointing": (11, {**_SGD, "lora": True, "gradient_checkpointing": True}),
+    "lora-checkpointing": (11, {**_SGD, **PLAIN_HEAD, "lora": True, "gradient_checkpointing": True}),
     # a large epsilon: Adam would turn the rounding of gradients that are zero (keys' biases) into steps
     "adamw": (11, {"gradient_accumulation_steps": 2, "mask_on": "kl", "adam_epsilon": 1e-3}),
     "random": (9, {"optim": "sgd", "learning_rate": 0.3, "mask": "random", "mask_random_sparsity": 0.5}),
@@ -85,6 +95,15 @@ CASES: dict[str, tuple[int, dict[str, Any]]] = {
             "rows_of_a_file": 3,
         },
     ),
+    # of rows in their order each second process has only rows whose tokens no mask keeps, and steps that are not logged
+    # leave such tokens out: no token at all, and a mask head without a gradient
+    "rank-without-tokens": (
+        11,
+        {"optim": "sgd", "learning_rate": 0.3, "mask": "data", "emptied": True, **_IN_ORDER, "logging_steps": 4},
+    ),
+    "rank-with-empty-mask": (11, {**_SGD, "emptied": True, **_IN_ORDER, "logging_steps": 4}),
+    "shared-prefix": (11, {**_SGD, "share_prefix": "on", "architecture": "llama"}),
+    "half": (11, {**_SGD, "mask_learning_rate": 0.3, "bf16": True}),
     # two passes over a stream, and evaluation on streams: what fills their last batches must not count
     "streaming": (11, {**_SGD, "mask_learning_rate": 0.5, "mask_dropout": 0.3, "streaming": True, "max_steps": 6}),
 }
@@ -94,6 +113,27 @@ HEALTH_CASES: dict[str, tuple[int, dict[str, Any]]] = {
     "sums": (11, {**_SGD, "mask_sharing": "independent", "mask_l1_reward": 0.1, "gradient_accumulation_steps": 2}),
     "tampered": (9, {**_SGD, "mask_on_failure": "stop", "max_steps": 6, "tamper": 2}),
 }
+
+
+def is_emptied(row: Any) -> Any:
+    """Whether a row of the training set is one of the emptied: two of four, those of the second process of two."""
+    return row % GLOBAL_BATCH >= GLOBAL_BATCH // 2
+
+
+def empty_weights(row: dict[str, Any]) -> dict[str, Any]:
+    """Weights of zero for the emptied rows."""
+    sides = ("chosen_weights", "rejected_weights")
+    return {side: [0.0 * value if is_emptied(row["row_id"]) else value for value in row[side]] for side in sides}
+
+
+class MaskOfSomeRows(LearnedMask):
+    """A learned mask that keeps nothing of the emptied rows."""
+
+    def token_masks(self, inputs: MaskInputs) -> TokenMasks:
+        masks = super().token_masks(inputs)
+        assert inputs.noise is not None
+        kept = ~is_emptied(inputs.noise.row // 2)[:, None]
+        return TokenMasks(masks.reward * kept, masks.kl * kept)
 
 
 class Tamper(TrainerCallback):
@@ -108,17 +148,34 @@ class Tamper(TrainerCallback):
                 next(p for name, p in model.named_parameters() if name.endswith("layer_bias"))[0] += 1e-6
 
 
+RESUMED, COMMAND = "resume:", "command"
+SHARDED = "fsdp2:"  # before a case's name: by FSDP2 where there are several processes, otherwise by DDP
+
+
 def run_case(name: str, folder: Path, processes: int, rank: int = 0) -> SparsePOTrainer:
     """Train and evaluate one case; results go to ``folder/name-rank*``."""
-    count, settings = {**CASES, **HEALTH_CASES}[name]
+    count, settings = {**CASES, **HEALTH_CASES}[name.removeprefix(SHARDED)]
     settings = {"max_steps": 4 if count == 11 else 3, **settings}
+    if name.startswith(SHARDED) and processes > 1:
+        with fsdp2_on_cpu():
+            trainer = _run_case(name, folder, processes, rank, count, settings)
+            check_is_sharded(trainer)
+            return trainer
+    return _run_case(name, folder, processes, rank, count, settings)
+
+
+def _run_case(
+    name: str, folder: Path, processes: int, rank: int, count: int, settings: dict[str, Any]
+) -> SparsePOTrainer:
     # one of the processes may be the tests' own
     with patch.object(store, "ROWS_OF_A_FILE", settings.pop("rows_of_a_file", store.ROWS_OF_A_FILE)):
         return _run(name, folder, processes, rank, count, settings)
 
 
 def _run(name: str, folder: Path, processes: int, rank: int, count: int, settings: dict[str, Any]) -> SparsePOTrainer:
-    lora, streaming, tamper = (settings.pop(key, False) for key in ("lora", "streaming", "tamper"))
+    names = ("lora", "streaming", "tamper", "emptied")
+    lora, streaming, tamper, emptied = (settings.pop(key, False) for key in names)
+    architecture = settings.pop("architecture", "gpt2")
     config = run_config(
         folder / f"{name}-{processes}",
         **settings,
@@ -127,7 +184,7 @@ def _run(name: str, folder: Path, processes: int, rank: int, count: int, setting
         ddp_backend="gloo" if processes > 1 else None,
         ddp_timeout=60,
     )
-    reference = tiny_model("gpt2")
+    reference = tiny_model(architecture)
     models: dict[str, Any] = {"model": reference}
     if not lora:
         models = {"model": perturbed(reference), "ref_model": reference}
@@ -135,10 +192,14 @@ def _run(name: str, folder: Path, processes: int, rank: int, count: int, setting
     if streaming:
         rows = rows.to_iterable_dataset(num_shards=2)  # accelerate would give each process one, of 6 and 5 rows
         sets = {name: part.to_iterable_dataset() for name, part in sets.items()}
+    if emptied and config.mask == "data":
+        rows = rows.map(empty_weights)
+    elif emptied:
+        models["mask"] = MaskOfSomeRows.for_model(reference, init="ones", seed=1)
     trainer = build(config, rows, lora=lora, eval_dataset=sets, **models)
     if tamper:
         trainer.add_callback(Tamper(tamper))
-    if name == WATCHED:
+    if name.removeprefix(SHARDED) == WATCHED:
         record_masks(trainer, pairs=3, every=1)
     trainer.train()
     write(trainer, folder / f"{name}-of{processes}-rank{rank}", trainer.evaluate())
@@ -160,13 +221,32 @@ def write(trainer: SparsePOTrainer, target: Path, metrics: dict[str, float]) -> 
     Path(f"{target}.json").write_text(json.dumps(content), encoding="utf-8")
 
 
+def check_is_sharded(trainer: SparsePOTrainer) -> None:
+    """The policy's weights are in shards, the mask head's whole and in float32."""
+    assert trainer.accelerator.is_fsdp2
+    for module in trainer.model.modules():
+        if isinstance(module, FSDPModule):  # what evaluation has left whole
+            module.reshard()
+    for name, parameter in trainer.model.named_parameters():
+        assert isinstance(parameter, DTensor) is (MASK_ATTRIBUTE not in name), name
+        if MASK_ATTRIBUTE in name:
+            assert parameter.dtype == torch.float32
+
+
 def main() -> None:
     torch.set_num_threads(1)
     processes, rank = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
+    torch.distributed.init_process_group("gloo")
     for name in sys.argv[2:]:
+        if name == COMMAND:  # the last one: it ends the process group
+            return parallel_command.run_command(Path(sys.argv[1]), rank)
+        if name.startswith(RESUMED):
+            parallel_checkpoints.run_case(name.removeprefix(RESUMED), Path(sys.argv[1]), processes, rank)
+            continue
         trainer = run_case(name, Path(sys.argv[1]), processes, rank)
-        assert trainer.accelerator.num_processes == processes
-        assert type(trainer.model_wrapped) is torch.nn.parallel.DistributedDataParallel
+        if not name.startswith(SHARDED):
+            assert trainer.accelerator.num_processes == processes
+            assert type(trainer.model_wrapped) is torch.nn.parallel.DistributedDataParallel
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import LoraConfig
+from torch.distributed.tensor import DTensor
 from transformers import PrinterCallback
 
 from sparsepo import SparsePOConfig, SparsePOTrainer
@@ -71,9 +72,14 @@ def build(config: SparsePOConfig, rows: Any, *, lora: bool = False, **arguments:
 
 
 def policy_state(trainer: SparsePOTrainer) -> dict[str, torch.Tensor]:
-    """The policy's trainable weights without the mask head's."""
+    """The policy's trainable weights without the mask head's; sharded ones are gathered."""
     named = trainer.accelerator.unwrap_model(trainer.model).named_parameters()
-    return {name: p.detach().clone() for name, p in named if p.requires_grad and MASK_ATTRIBUTE not in name}
+    return {name: whole(p.detach()).clone() for name, p in named if p.requires_grad and MASK_ATTRIBUTE not in name}
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """The full value of a tensor that FSDP2 may have in shards."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def mask_state(trainer: SparsePOTrainer) -> dict[str, torch.Tensor]:

@@ -24,10 +24,12 @@ class RunArguments:
     overwrite_output_dir: bool = _flag(False, "Replace the run that output_dir holds.")
     accelerate_config: str | None = _flag(
         None,
-        "Start the run through accelerate: a configuration file, or single_gpu, multi_gpu, fsdp1, fsdp2, zero1, zero2, "
-        "zero3.",
+        "Start the run through accelerate: a configuration file, or ddp, fsdp2, zero2, zero3, or another that "
+        "TRL ships.",
     )
-    num_processes: int | None = _flag(None, "With accelerate_config: number of processes instead of its own.")
+    num_processes: int | None = _flag(
+        None, "With accelerate_config: number of processes. Unset: the file's, or one a device."
+    )
 
     def __post_init__(self) -> None:
         if self.eval_fraction is not None and not 0 < self.eval_fraction < 1:

@@ -22,7 +22,7 @@ _RUN: Flags = (
     ("--output_dir", "folder of the run"),
     ("--overwrite_output_dir", "replace the run that output_dir holds"),
     ("--resume_from_checkpoint", "auto (the last checkpoint, if any), last, or a folder"),
-    ("--accelerate_config", "several processes: multi_gpu, fsdp2, zero2, … or a file; --num_processes N"),
+    ("--accelerate_config", "several processes: ddp, fsdp2, zero2, zero3 or a file; --num_processes N"),
 )
 _LOOP: Flags = (
     ("--learning_rate", "of the policy"),
@@ -99,7 +99,7 @@ TRAIN_HELP = HelpText(
       --dataset_name pairs.jsonl --output_dir out
   sparsepo train --model_name_or_path MODEL --dataset_name Anthropic/hh-rlhf --dataset_dir harmless-base \\
       --objective sparsepo --mask_sharing independent --beta 0.1 --use_peft --learning_rate 1e-4 --output_dir out
-  sparsepo train --config recipes/hh_common.yaml --accelerate_config multi_gpu --num_processes 4""",
+  sparsepo train --config recipes/hh_common.yaml --accelerate_config ddp --num_processes 4""",
 )
 
 SFT_HELP = HelpText(

@@ -6,6 +6,7 @@ import importlib.resources
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from .base import CliError, suggest
 
@@ -14,8 +15,8 @@ LAUNCHED = "SPARSEPO_LAUNCHED"
 
 
 def is_launched() -> bool:
-    """Whether this process was started by :func:`launch`."""
-    return os.environ.get(LAUNCHED) == "1"
+    """Whether this process is one of several already: started by :func:`launch`, ``accelerate launch`` or ``torchrun``."""
+    return os.environ.get(LAUNCHED) == "1" or "LOCAL_RANK" in os.environ
 
 
 def is_main_process() -> bool:
@@ -24,36 +25,66 @@ def is_main_process() -> bool:
 
 
 def accelerate_config_path(name: str) -> str:
-    """Path of an accelerate configuration, given a file or the name of one that TRL ships.
+    """Path of an accelerate configuration, given a file or the name of one that comes with sparsepo or TRL.
 
     Raises:
         CliError: neither.
     """
     if Path(name).is_file():
         return name
-    folder = importlib.resources.files("trl.accelerate_configs")
-    shipped = sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+    shipped: dict[str, str] = {}
+    for package in ("trl.accelerate_configs", "sparsepo.cli.accelerate_configs"):  # ours hold where both have a name
+        folder = importlib.resources.files(package)
+        names = (entry.name for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+        shipped |= {file.removesuffix(".yaml"): str(folder.joinpath(file)) for file in names}
+    shipped.pop("fsdp1", None)  # refused by the trainer
     if name not in shipped:
+        known = sorted(shipped)
         raise CliError(
-            f"accelerate_config: {name!r} is neither a file nor one of {', '.join(shipped)}{suggest(name, shipped)}"
+            f"accelerate_config: {name!r} is neither a file nor one of {', '.join(known)}{suggest(name, known)}"
         )
-    return str(folder.joinpath(f"{name}.yaml"))
+    return shipped[name]
+
+
+def _content(path: str) -> dict[str, Any]:
+    import yaml
+
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise CliError(f"accelerate_config {path} is not readable YAML: {error}") from error
+    if content is not None and not isinstance(content, dict):
+        raise CliError(f"accelerate_config {path} holds {type(content).__name__}, expected names and values.")
+    return content or {}
 
 
 def refuse_sharding_on_cpu(path: str, use_cpu: bool) -> None:
-    """Accelerate runs a sharded configuration on a CPU as plain data parallelism, without a word: refuse it.
+    """Accelerate runs a sharded configuration on a CPU as plain data parallelism, and one for several CPU processes in one,
+    without a word: refuse them.
 
     Raises:
-        CliError: the configuration shards and there is no accelerator to use.
+        CliError: the configuration shards and there is no accelerator to use, or it asks for CPU processes without MPI.
     """
     import torch
-    import yaml
 
-    content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    kind = str(content.get("distributed_type", "")).upper() if isinstance(content, dict) else ""
+    kind = str(_content(path).get("distributed_type", "")).upper()
+    if kind == "MULTI_CPU" and not _content(path).get("mpirun_config"):
+        raise CliError(
+            f"accelerate_config {path} asks for {kind}, for which accelerate starts one process unless it is given an MPI "
+            "host file; use --use_cpu --accelerate_config ddp --num_processes N."
+        )
     if kind in ("FSDP", "DEEPSPEED") and (use_cpu or not torch.accelerator.is_available()):
         reason = "--use_cpu was given" if use_cpu else "there is none here"
         raise CliError(f"accelerate_config {path} shards with {kind}, which needs an accelerator: {reason}.")
+
+
+def _devices(use_cpu: bool) -> int:
+    """Processes of a configuration that names no number: one for each accelerator."""
+    import torch
+
+    if use_cpu or not torch.accelerator.is_available():
+        raise CliError("accelerate_config: how many processes? Give --num_processes.")
+    return torch.accelerator.device_count()
 
 
 def launch(
@@ -78,6 +109,8 @@ def launch(
     path = accelerate_config_path(config)
     refuse_sharding_on_cpu(path, use_cpu)
     options = ["--config_file", path]
+    if processes is None and "num_processes" not in _content(path):
+        processes = _devices(use_cpu)
     if processes is not None:
         options += ["--num_processes", str(processes)]
     parsed = launch_command_parser().parse_args([*options, "-m", "sparsepo.cli.main", command, *arguments])

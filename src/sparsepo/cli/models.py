@@ -29,6 +29,22 @@ def check_model_name(name: str | None, flag: str) -> str:
     return name
 
 
+def check_quantisation(model_args: Any) -> None:
+    """Refuse 4-bit and 8-bit weights before anything is loaded where bitsandbytes is missing.
+
+    Raises:
+        CliError: with what to install.
+    """
+    from sparsepo.training.parallelism import refuse_missing_bitsandbytes
+
+    for bits in (4, 8):
+        if getattr(model_args, f"load_in_{bits}bit", False):
+            try:
+                refuse_missing_bitsandbytes(bits)
+            except ValueError as error:
+                raise CliError(str(error)) from None
+
+
 def checkpoints_hint(folder: Path) -> str:
     """Names a model folder inside a folder that is none, as a hint."""
     inner = sorted(path.parent.name for path in folder.glob("*/config.json"))

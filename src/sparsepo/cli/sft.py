@@ -69,12 +69,13 @@ def _train(settings: SftSettings, arguments: list[str]) -> None:
     from rich.console import Console
     from trl import SFTTrainer, get_quantization_config
 
-    from .models import adapter_config, check_model_name, init_kwargs
+    from .models import adapter_config, check_model_name, check_quantisation, init_kwargs
     from .progress import quiet_settings, shorten_logs
     from .run_folder import claim_output_dir, resume_point
 
     console = Console() if is_main_process() else None
     own, config, name = settings.own, settings.config, settings.model.model_name_or_path
+    check_quantisation(settings.model)
     if own.init_from_config is None:
         check_model_name(name, "model_name_or_path")
     elif name is not None:

@@ -86,7 +86,7 @@ def _recipe_environment(arguments: list[str]) -> None:
 def _train(settings: TrainSettings, arguments: list[str]) -> None:
     from rich.console import Console
 
-    from .models import check_model_name, load_tokenizer
+    from .models import check_model_name, check_quantisation, load_tokenizer
     from .pages import keep_pairs
     from .preference_sets import DataRequest, preference_sets
     from .progress import quiet_settings, shorten_logs
@@ -97,6 +97,7 @@ def _train(settings: TrainSettings, arguments: list[str]) -> None:
     own, config = settings.own, settings.config
     quiet_settings(config, settings.given)
     name = check_model_name(settings.model.model_name_or_path, "model_name_or_path")
+    check_quantisation(settings.model)
     if own.ref_model_name_or_path is not None:
         check_model_name(own.ref_model_name_or_path, "ref_model_name_or_path")
     if not settings.script.dataset_name and not settings.mixture.datasets:

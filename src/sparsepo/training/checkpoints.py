@@ -15,6 +15,7 @@ from sparsepo.masks import Masker, load_mask, save_mask
 from sparsepo.masks.saving import read_mask_info
 from sparsepo.objectives import Objective
 
+from .sharding import saves_shards
 from .step import MASK_ATTRIBUTE, base_model_of
 from .trl_bridge import unpickled_hub_push, versions
 
@@ -24,13 +25,14 @@ REFERENCE_FOLDER = "reference"
 _PICKLED_ARGUMENTS = "training_args.bin"
 
 
-def attach_mask(model: Any, masker: Masker) -> None:
+def attach_mask(model: Any, masker: Masker, device: torch.device | None = None) -> None:
     """Make a trained mask head a float32 submodule of the policy whose keys no save of the policy contains.
 
-    As a submodule its gradients are reduced with the policy's and its weights follow the policy's device.
+    As a submodule its gradients are reduced with the policy's (under FSDP2: by us) and its weights follow the policy's
+    device, unless ``device`` names another.
     """
     base = base_model_of(model)
-    device = next(base.parameters()).device
+    device = next(base.parameters()).device if device is None else device
     base.add_module(MASK_ATTRIBUTE, masker.to(device=device, dtype=torch.float32))
     keys = {f"{MASK_ATTRIBUTE}.{name}" for name in masker.state_dict()}
     base._keys_to_ignore_on_save = set(base._keys_to_ignore_on_save or ()) | keys
@@ -51,17 +53,6 @@ def split_state(state_dict: dict[str, Any]) -> tuple[dict[str, Any], dict[str, A
     policy = {key: value for key, value in state_dict.items() if marker not in key}
     mask = {key.split(marker, 1)[1]: value for key, value in state_dict.items() if marker in key}
     return policy, mask or None
-
-
-def load_weights(masker: nn.Module, state: dict[str, Any]) -> None:
-    """Copy whole weights into a mask head, sharded (FSDP2) or not."""
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
-    from torch.distributed.tensor import DTensor
-
-    if any(isinstance(parameter, DTensor) for parameter in masker.parameters()):
-        set_model_state_dict(masker, state, options=StateDictOptions(full_state_dict=True))
-    else:
-        masker.load_state_dict(state)
 
 
 def write_settings(
@@ -87,6 +78,7 @@ class MaskCheckpoints:
     # set by the trainer
     args: Any
     model: Any
+    accelerator: Any
     ref_model: Any
     masker: Masker | None
     objective: Objective
@@ -97,9 +89,13 @@ class MaskCheckpoints:
         if state_dict is not None:
             state_dict, mask_state = split_state(state_dict)
         super()._save(output_dir, state_dict)  # type: ignore[misc]
+        self._save_beside(output_dir or self.args.output_dir, mask_state)
+
+    def _save_beside(self, folder: str, mask_state: dict[str, Any] | None = None) -> None:
+        """What belongs to a saved policy: the mask, the settings, a reference that has moved."""
         if not self.args.should_save:
             return
-        folder = output_dir or self.args.output_dir
+        Path(folder).mkdir(parents=True, exist_ok=True)
         if self.masker is not None:
             save_mask(self.masker, folder, base_model=self.base_model_name(), state_dict=mask_state)
         if self.args.sync_ref_model:  # the reference has moved: no other copy of it exists, and masks read it
@@ -107,6 +103,19 @@ class MaskCheckpoints:
         write_settings(folder, self.objective, self.masker, self.saved_settings())
         # Trainer pickles its arguments; nothing here reads them, and what is published holds no pickles
         Path(folder, _PICKLED_ARGUMENTS).unlink(missing_ok=True)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Trainer's saving; a policy in shards is gathered, so that the folder loads without FSDP. A collective call.
+
+        Checkpoints with SHARDED_STATE_DICT stay in shards, which Trainer writes itself.
+        """
+        if saves_shards(self.accelerator):
+            folder = output_dir or self.args.output_dir
+            if _internal_call:
+                self._save_beside(folder)
+            else:
+                self._save(folder, self.accelerator.get_state_dict(self.model))
+        super().save_model(output_dir, _internal_call)  # type: ignore[misc]
 
     def base_model_name(self) -> str | None:
         """Id or path of the model that training started from."""
@@ -129,7 +138,7 @@ class MaskCheckpoints:
                 "checkpoint was made with."
             )
         if self.masker is not None and self.trained_mask_names:
-            load_weights(self.masker, saved.state_dict())
+            self.masker.load_state_dict(saved.state_dict())
             # PEFT's load_adapter freezes every parameter outside the adapter
             for name, parameter in self.masker.named_parameters():
                 parameter.requires_grad_(name in self.trained_mask_names)

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 from sparsepo.masks import LearnedMask, Masker
@@ -151,17 +150,7 @@ class MaskControl:
         tokens = len(states[0])
         device = self.accelerator.device
         places = torch.zeros(tokens, dtype=torch.int64, device=device), torch.arange(tokens, device=device)
-        found: list[Tensor] = []
-
-        def run(_: Any) -> dict[str, Any]:
-            found.extend(masker.mixed_values([state[None] for state in states], places))
-            return {}
-
-        if any(isinstance(parameter, DTensor) for parameter in masker.parameters()):
-            self.model_wrapped(sparsepo_step=run)  # type: ignore[attr-defined] # shards are gathered in its forward only
-        else:
-            run(None)
-        return torch.stack(found, dim=1)
+        return torch.stack(masker.mixed_values([state[None] for state in states], places), dim=1)
 
     def _control_logs(self) -> dict[str, float]:
         """What the controllers ask for and where they stand, by mask."""

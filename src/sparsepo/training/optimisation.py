@@ -9,8 +9,10 @@ from torch import Tensor, nn
 
 from sparsepo.masks import Masker
 
+from .checkpoints import attach_mask, detach_mask
 from .schedules import schedule_mask_groups
 from .settings import ResolvedSettings
+from .sharding import average_gradients, is_fsdp2
 
 _NOT_DECAYED = ("bias", "norm")
 
@@ -20,8 +22,11 @@ class MaskOptimisation:
 
     # set by the trainer
     args: Any
+    model: Any
+    accelerator: Any
     masker: Masker | None
     settings: ResolvedSettings
+    _mask_waits = False  # for the policy to be sharded
     mask_grad_norm: Tensor | None = None  # read where it is logged: reading waits for the device
 
     def _mask_parameters(self) -> list[nn.Parameter]:
@@ -66,6 +71,9 @@ class MaskOptimisation:
         if self.optimizer is not None:  # type: ignore[has-type]
             return self.optimizer  # type: ignore[has-type]
         parameters = self._mask_parameters()
+        apart = bool(parameters) and is_fsdp2(self.accelerator)
+        if apart:
+            detach_mask(self.model)  # accelerate shards what it finds there; create_scheduler brings the head back
         for parameter in parameters:
             parameter.requires_grad_(False)  # Trainer collects what requires a gradient: not these
         try:
@@ -73,17 +81,43 @@ class MaskOptimisation:
         finally:
             for parameter in parameters:
                 parameter.requires_grad_(True)
-        if self.masker is not None and parameters:
-            rate, decay, _ = self._mask_rates()
-            named = [(name, p) for name, p in self.masker.named_parameters() if p.requires_grad]
-            for decayed in (True, False):
-                group = [p for name, p in named if decayed != any(word in name for word in _NOT_DECAYED)]
-                optimizer.add_param_group({"params": group, "lr": rate, "weight_decay": decay if decayed else 0.0})
+        if is_fsdp2(self.accelerator):
+            # sharded checkpoints lose the settings of a group without parameters (LoRA: the biases')
+            optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
+        if parameters and not apart:
+            self._add_mask_groups(optimizer)
+        self._mask_waits = apart
         self.optimizer = optimizer
         return optimizer
 
+    def _add_mask_groups(self, optimizer: Any) -> None:
+        assert self.masker is not None
+        rate, decay, _ = self._mask_rates()
+        named = [(name, p) for name, p in self.masker.named_parameters() if p.requires_grad]
+        for decayed in (True, False):
+            group = [p for name, p in named if decayed != any(word in name for word in _NOT_DECAYED)]
+            optimizer.add_param_group({"params": group, "lr": rate, "weight_decay": decay if decayed else 0.0})
+
+    def _join_mask(self) -> None:
+        """Give a policy that FSDP2 has just sharded its mask head, whole on every process."""
+        if not self._mask_waits:
+            return
+        self._mask_waits = False
+        assert self.masker is not None
+        attach_mask(self.model, self.masker, self.accelerator.device)
+        self._add_mask_groups(self.optimizer)
+        self._fit_start()  # type: ignore[attr-defined]
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Trainer's step of a micro-batch; after the last one the gradients of an unsharded mask head are averaged."""
+        loss: Tensor = super().training_step(*args, **kwargs)  # type: ignore[misc]
+        if self.accelerator.sync_gradients and is_fsdp2(self.accelerator):
+            average_gradients(self._mask_parameters(), self.accelerator)
+        return loss
+
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
         """Trainer's schedule; the mask head's groups follow their own where the settings say so."""
+        self._join_mask()  # Trainer calls this as soon as model and optimiser are sharded
         is_new = self.lr_scheduler is None  # type: ignore[has-type]
         scheduler = super().create_scheduler(num_training_steps, optimizer)  # type: ignore[misc]
         schedule = self.settings.mask_schedule
@@ -103,7 +137,7 @@ class MaskOptimisation:
             return super()._clip_grad_norm(model)  # type: ignore[misc]
         mine = {id(p) for p in own}
         policy = [p for p in model.parameters() if id(p) not in mine]
-        norm = self.accelerator.clip_grad_norm_(policy, self.args.max_grad_norm)  # type: ignore[attr-defined]
+        norm = self.accelerator.clip_grad_norm_(policy, self.args.max_grad_norm)
         # after accelerate's call: fp16 gradients are unscaled once, for all parameters
         limit = self._mask_rates()[2]
         self.mask_grad_norm = torch.nn.utils.clip_grad_norm_(own, limit if limit > 0 else float("inf"))

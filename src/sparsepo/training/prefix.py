@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 
 from sparsepo.scoring.dense import forward_arguments
 
@@ -235,9 +236,9 @@ def _active_dropout(backbone: nn.Module) -> str | None:
 
 
 def _is_sharded(backbone: nn.Module) -> bool:
-    """Whether parameters are split over processes (FSDP, FSDP2, ZeRO-3)."""
+    """Whether parameters are split over processes (FSDP, FSDP2, ZeRO-3), be they gathered at the moment."""
     for module in backbone.modules():  # one walk: a step asks for both backbones
-        if type(module).__name__ == "FullyShardedDataParallel":
+        if isinstance(module, (FSDPModule, FullyShardedDataParallel)):
             return True
         if any(hasattr(p, "full_tensor") or hasattr(p, "ds_id") for p in module._parameters.values()):
             return True

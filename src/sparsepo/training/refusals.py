@@ -52,13 +52,6 @@ def refuse_settings(config: SparsePOConfig) -> None:
     for name, (is_set, reason) in refused.items():
         if is_set:
             raise ValueError(f"{name}={getattr(config, name)!r} is not supported: {reason}")
-    parallelism = getattr(config, "parallelism_config", None)
-    for axis in ("tp_size", "cp_size", "sp_size"):
-        if parallelism is not None and (getattr(parallelism, axis, 1) or 1) > 1:
-            raise ValueError(
-                f"parallelism_config.{axis}={getattr(parallelism, axis)} is not supported: masks and pairs need whole "
-                "sequences on one process. Use data parallelism or sharding."
-            )
 
 
 def refuse_processor(processing_class: Any) -> None:
@@ -101,10 +94,15 @@ def refuse_model(model: Any, role: str) -> None:
             "An adapter on the LM head is not supported: log-probabilities are computed from its weight directly, so the "
             "adapter would never be trained. Take 'lm_head' out of target_modules."
         )
-    if not head.weight.is_floating_point():
+    if any(hasattr(p, "full_tensor") for p in base.parameters()):
         raise ValueError(
-            f"The {role}'s LM head is quantised ({head.weight.dtype}); leave it in floating point "
-            "(llm_int8_skip_modules=['lm_head'])."
+            f"The {role} is split over devices already (tp_plan or distributed_config); load it whole: FSDP2 shards it when "
+            "training starts (--accelerate_config fsdp2)."
+        )
+    if not head.weight.is_floating_point() or hasattr(head.weight, "quant_state"):
+        raise ValueError(
+            f"The {role}'s LM head is quantised ({type(head.weight).__name__}, {head.weight.dtype}); leave it in "
+            "floating point (llm_int8_skip_modules=['lm_head'])."
         )
 
 
@@ -157,18 +155,6 @@ def refuse_sync_without_reference(reference: nn.Module | None, objective: str) -
     if reference is None:
         raise ValueError(
             f"sync_ref_model=True has no effect with objective={objective!r}, which reads no reference; leave it False."
-        )
-
-
-def refuse_sharded_masks(masker: Masker | None, is_deepspeed: bool, fsdp_version: int | None) -> None:
-    """A trained mask head is clipped and saved apart from the policy, which these two cannot do."""
-    if masker is None or not masker.is_trainable:
-        return
-    found = "DeepSpeed" if is_deepspeed else "FSDP version 1" if fsdp_version == 1 else None
-    if found:
-        raise ValueError(
-            f"A learned mask does not work under {found} yet: its gradients cannot be clipped apart from the policy's. Use "
-            "DDP or FSDP2 (fsdp_version: 2), or a mask without training (objective='mapo', mask='random' or 'data')."
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,7 +23,8 @@ from sparsepo.scoring.skipping import anchor_sample, tokens_that_count
 from .mask_fit import LogRatioFit
 from .penalty import add_size_penalty, without_l1
 from .prefix import SEPARATE, PrefixSharing
-from .trl_bridge import gathered_heads, install_step_forward, lm_head_of, load_balancing_loss
+from .sharding import within_head
+from .trl_bridge import gathered_heads, head_source, install_step_forward, lm_head_of, load_balancing_loss
 
 MASK_ATTRIBUTE = "sparsepo_mask"
 
@@ -34,7 +35,8 @@ class ReferenceView:
 
     Args:
         last_hidden: last hidden states, (R, S, H).
-        head: the reference's head.
+        head: the reference's head, where a cache holds it.
+        live_head: reads the head of a reference that was run: :meth:`whole_head`.
         block_states: outputs of the blocks, L × (R, S, H).
         activations: what the masker's tap has recorded.
         models: models whose heads are read when scoring: under ZeRO-3 they must be gathered then.
@@ -51,6 +53,14 @@ class ReferenceView:
     shares_head: bool = False
     cached: CachedReference | None = None
     masks: TokenMasks | None = None
+    live_head: Callable[[], LMHead] | None = None
+
+    def whole_head(self) -> LMHead | None:
+        """The reference's head. Sharded weights are gathered in here: a collective call, inside ``gathered_heads``."""
+        if self.live_head is None:
+            return self.head
+        with torch.no_grad():
+            return self.live_head()
 
     @property
     def has_kl(self) -> bool:
@@ -95,7 +105,7 @@ def reference_view(
     def run(inner: Any) -> dict[str, Tensor]:
         with masker.tap(inner) if masker is not None else nullcontext() as activations:
             outputs = prefix.run(inner.base_model, batch, states=wants_states, activations=activations, last=reads_last)
-        view.last_hidden, view.head, view.models = outputs.last_hidden_state, lm_head_of(inner), [inner]
+        view.last_hidden, view.live_head, view.models = outputs.last_hidden_state, head_source(inner), [inner]
         view.activations = activations
         if outputs.hidden_states is not None and wants_states:
             view.block_states = block_outputs(outputs.hidden_states, outputs.last_hidden_state, model_type_of(inner))
@@ -174,7 +184,9 @@ def policy_step(
         response = batch["completion_mask"][:, 1:].bool()
         kept, anchor_weight = _tokens_to_score(masker, masks, response, objective, noise, anchor_share, fit)
         kept = None if complete else kept
-        with gathered_heads(inner, *view.models):
+        found: list[tuple[ScorerOutput, Tensor | None]] = []
+
+        def score() -> Tensor:
             policy_head = lm_head_of(inner)
             inputs = ScorerInputs(
                 targets=batch["input_ids"][:, 1:],
@@ -182,7 +194,7 @@ def policy_step(
                 policy_hidden=outputs.last_hidden_state[:, :-1],
                 policy_head=policy_head,
                 reference_hidden=None if view.last_hidden is None else view.last_hidden[:, :-1],
-                reference_head=policy_head if view.shares_head else view.head,
+                reference_head=policy_head if view.shares_head else view.whole_head(),
                 masks=masks,
                 kept=kept,
                 pair_weight=pair_weight,
@@ -190,14 +202,19 @@ def policy_step(
                 anchor_weight=anchor_weight,
                 cached=view.cached,
             )
-            scored = _scored(scorer, inputs, objective, need_kl)
-        error = None
-        if fit is not None and masks is not None:
-            error = fit.add(scored, masks, inputs.weights(), anchor_weight)
+            scored, error = _scored(scorer, inputs, objective, need_kl), None
+            if fit is not None and masks is not None:
+                error = fit.add(scored, masks, inputs.weights(), anchor_weight)
+            found.append((scored, error))
+            return scored.loss
+
+        with gathered_heads(inner, *view.models):
+            loss = within_head(inner, score)
+        scored, error = found[0]
         aux_loss = load_balancing_loss(inner, outputs.router_logits, batch["attention_mask"]) if router else None
         result["step"] = StepOutput(scored, aux_loss, complete=kept is None, fit_error=error)
         # returned too: wrappers look for gradients in what forward returns
-        return {"loss": scored.loss, "aux_loss": aux_loss}
+        return {"loss": loss, "aux_loss": aux_loss}
 
     install_step_forward(base_model_of(_unwrapped(model)))
     with autocast:

@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from accelerate.data_loader import SkipBatchSampler
 from torch import Tensor, nn
 
 from sparsepo.masks import Masker
@@ -19,6 +20,7 @@ from .mask_fit import LogRatioFit
 from .metrics import MetricSums, collect_metrics
 from .prefix import PrefixSharing
 from .settings import ResolvedSettings
+from .sharding import refuse_before_sharding
 from .step import ReferenceView, StepOutput, evaluation_mode, policy_step, reference_view
 from .trl_bridge import autocast_of, reference_adapter
 
@@ -152,9 +154,11 @@ class TokenLoss:
         """1 for rows of the dataset, 0 for those that accelerate repeats to fill the last batch, (pairs,)."""
         state = self.accelerator.gradient_state
         weight = torch.ones(pairs)
-        if state.in_dataloader and state.end_of_dataloader and state.remainder > 0:
-            first = self.accelerator.process_index * pairs
-            weight[max(0, min(pairs, state.remainder - first)) :] = 0
+        if state.in_dataloader and state.end_of_dataloader:
+            rows = _rows_of_the_last_batch(state.active_dataloader)
+            if rows > 0:
+                first = self.accelerator.process_index * pairs
+                weight[max(0, min(pairs, rows - first)) :] = 0
         return weight
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Any:
@@ -194,6 +198,7 @@ class TokenLoss:
             PairScores of (P, S − 1) arrays; column t belongs to the token at position t + 1. ``kl`` is None where a
             reference cache (``precompute_ref``) holds none of these rows, as training without a KL leaves it.
         """
+        refuse_before_sharding(self.model, self.accelerator)
         self._fit_start()
         batch = self._prepare_inputs(batch)  # type: ignore[attr-defined]
         try:
@@ -226,3 +231,18 @@ class TokenLoss:
     def _restore_forward(self) -> None:
         """The trainer's: give the models their own forward back."""
         raise NotImplementedError
+
+
+def _rows_of_the_last_batch(loader: Any) -> int:
+    """Rows of the dataset in the last batch over all processes; 0 or less where none is repeated or it is unknown.
+
+    accelerate counts them, but not in the epoch that a resumed run begins in: the sampler that skips batches knows no sizes.
+    """
+    sampler = loader.batch_sampler
+    if not isinstance(sampler, SkipBatchSampler) or loader.remainder != -1:
+        return int(loader.remainder)
+    inner = sampler.batch_sampler
+    if inner.drop_last:
+        return 0
+    split = getattr(inner, "split_batches", False)
+    return len(loader.dataset) % (inner.batch_size * (1 if split else getattr(inner, "num_processes", 1)))

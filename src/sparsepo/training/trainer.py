@@ -24,6 +24,7 @@ from .mask_control import MaskControl
 from .mask_setup import build_masker, fit_from_mapo
 from .metrics import MetricSums
 from .optimisation import MaskOptimisation
+from .parallelism import refuse_parallelism, refuse_quantisation, refuse_unsharded_run
 from .prefix import PrefixSharing
 from .preparation import after_tokenisation, before_tokenisation, cut_and_filter, is_prepared
 from .refusals import (
@@ -36,10 +37,10 @@ from .refusals import (
     refuse_reentrant_routing,
     refuse_reference,
     refuse_settings,
-    refuse_sharded_masks,
     refuse_sync_without_reference,
 )
 from .settings import ResolvedSettings, resolve_settings
+from .sharding import is_fsdp2, keep_float32_results, refuse_before_sharding
 from .step import base_model_of
 from .streams import FilledStream
 from .token_loss import TokenLoss
@@ -114,6 +115,8 @@ class SparsePOTrainer(
         self._new_tokens: Tensor | int = 0  # of this process since the last count
         self._start_is_fitted = False
         refuse_cache(args, self.objective)
+        refuse_parallelism(args, self.settings.mask_kind == "learned" if mask is None else mask.is_trainable)
+        refuse_quantisation(quantization_config, args)
         self._refuse(args, model, ref_model, processing_class, peft_config, train_dataset, eval_dataset)
         if isinstance(model, nn.Module):
             detach_mask(model)  # that of an earlier run: it would be copied, optimised and saved along
@@ -172,6 +175,7 @@ class SparsePOTrainer(
 
     def _finish_models(self, args: SparsePOConfig) -> None:
         """What remains to be checked and done once TRL has loaded the models."""
+        refuse_unsharded_run(args, self.accelerator)
         refuse_model(self.model, "policy")
         refuse_reference(self.model, self.ref_model)
         if args.disable_dropout:
@@ -192,8 +196,7 @@ class SparsePOTrainer(
         else:
             self.masker.check_fits(base_model_of(reference))
         refuse_low_precision_masks(args, self.masker)
-        fsdp = getattr(self.accelerator.state.fsdp_plugin, "fsdp_version", None) if self.is_fsdp_enabled else None
-        refuse_sharded_masks(self.masker, self.is_deepspeed_enabled, fsdp)
+        keep_float32_results(self.accelerator)
         if self.masker is not None and self.masker.is_trainable:
             self._refuse_foreign_optimizer(optimizers)
             trained = (name for name, parameter in self.masker.named_parameters() if parameter.requires_grad)
@@ -243,7 +246,8 @@ class SparsePOTrainer(
         """TRL's training; afterwards the model has its own forward back."""
         if resume_from_checkpoint:
             self._start_is_fitted = True  # the checkpoint's mask is further on
-        self._fit_start()
+        if not is_fsdp2(self.accelerator):  # there it waits until the policy is on its devices
+            self._fit_start()
         try:
             return super().train(resume_from_checkpoint, *args, **kwargs)
         finally:
@@ -251,6 +255,7 @@ class SparsePOTrainer(
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """TRL's evaluation, with metrics averaged exactly over rows and tokens of all processes."""
+        refuse_before_sharding(self.model, self.accelerator)
         self._fit_start()
         try:
             return super().evaluate(*args, **kwargs)

@@ -25,6 +25,8 @@ from trl.trainer.utils import maybe_gather_lm_head_ctx, use_adapter
 
 from sparsepo.scoring.head import LMHead
 
+from .sharding import shard_reference
+
 __all__ = [
     "DPOConfig",
     "DPOTrainer",
@@ -34,6 +36,7 @@ __all__ = [
     "common_prefix_length",
     "construction",
     "gathered_heads",
+    "head_source",
     "is_conversational",
     "lm_head_of",
     "load_balancing_loss",
@@ -53,8 +56,8 @@ def bf16_is_supported(use_cpu: bool = False) -> bool:
 
 @contextmanager
 def construction(load_reference: Callable[[], bool], model_is_path: bool, collator: type) -> Iterator[None]:
-    """Around ``DPOTrainer.__init__``: no fused head is patched into the models, no unneeded reference is loaded, and the
-    default collator is ours.
+    """Around ``DPOTrainer.__init__``: no fused head is patched into the models, no unneeded reference is loaded, FSDP2
+    shards a reference by block, and the default collator is ours.
 
     ``load_reference`` is asked where the reference would be loaded: policy, accelerator and prepared data sets are there.
 
@@ -74,6 +77,7 @@ def construction(load_reference: Callable[[], bool], model_is_path: bool, collat
         patch.object(_dpo_module, "add_fused_lm_head", lambda *args, **kwargs: None),
         patch.object(_dpo_module, "create_model_from_path", load_policy_only),
         patch.object(_dpo_module, "DataCollatorForPreference", collator),
+        patch.object(_dpo_module, "prepare_fsdp", shard_reference),
     ):
         yield
 
@@ -87,12 +91,35 @@ def reference_adapter(model: Any) -> Iterator[None]:
 
 def lm_head_of(model: Any) -> LMHead:
     """The head of a causal LM with the scale and cap of its logits, read as TRL's fused head reads them."""
+    return head_source(model)()
+
+
+def head_source(model: Any) -> Callable[[], LMHead]:
+    """The head that a causal LM has now, read when the result is called: FSDP2 frees whole weights after a forward."""
     config = model.config.get_text_config()
     head = model.get_output_embeddings()
-    weight, bias = head.weight, getattr(head, "bias", None)
-    if hasattr(weight, "full_tensor"):  # FSDP2 shards parameters as DTensors
-        weight, bias = weight.full_tensor(), None if bias is None else bias.full_tensor()
-    return LMHead(weight, bias, logit_scale(config), getattr(config, "final_logit_softcapping", None))
+    # PEFT's wrappers show the weight of whichever adapter is active
+    owner = next((m for m in head.modules() if m._parameters.get("weight") is head.weight), head)
+
+    def read() -> LMHead:
+        weight, bias = _whole(owner.weight), _whole(getattr(owner, "bias", None))
+        assert weight is not None
+        return LMHead(weight, bias, logit_scale(config), getattr(config, "final_logit_softcapping", None))
+
+    return read
+
+
+def _whole(parameter: Tensor | None) -> Tensor | None:
+    """A parameter's full value, gathered where FSDP2 has it in shards (DTensor). A collective call there."""
+    if parameter is None or not hasattr(parameter, "full_tensor"):
+        return parameter
+    if parameter.requires_grad and torch.is_grad_enabled():
+        raise RuntimeError(
+            "The policy's LM head is in shards where it is read: gradients would not be summed over processes. Read it "
+            "inside the forward of its FSDP unit (sharding.within_head)."
+        )
+    whole: Tensor = parameter.full_tensor()
+    return whole
 
 
 def gathered_heads(*models: Any) -> AbstractContextManager[Any]:

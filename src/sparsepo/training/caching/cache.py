@@ -217,13 +217,14 @@ class ReferenceCache:
         from ..trl_bridge import gathered_heads
 
         view = source.view_of(source.collate([source.rows[0]]))
-        assert view.head is not None
         with gathered_heads(*view.models):
+            head = view.whole_head()
+            assert head is not None
             if self.accelerator.is_main_process:
-                tensors = {"weight": view.head.weight}
-                if view.head.bias is not None:
-                    tensors["bias"] = view.head.bias
-                settings = {"scale": view.head.scale, "softcap": view.head.softcap}
+                tensors = {"weight": head.weight}
+                if head.bias is not None:
+                    tensors["bias"] = head.bias
+                settings = {"scale": head.scale, "softcap": head.softcap}
                 write_file(self.head_path, tensors, settings)
         self.accelerator.wait_for_everyone()
 

@@ -86,11 +86,12 @@ def kept_values(source: RowSource, plan: CachePlan, batch: dict[str, Any]) -> di
     """What is kept of a batch: ``identity`` and ``length`` (R,), and the plan's arrays over its N response tokens."""
     view = source.view_of(batch)
     assert view.last_hidden is not None
-    assert view.head is not None
     response = batch["completion_mask"][:, 1:].bool()
     hidden = view.last_hidden[:, :-1][response]
     with gathered_heads(*view.models), source.products():
-        values = reference_values(hidden, view.head, batch["input_ids"][:, 1:][response], plan.kl == EXPECTATION)
+        head = view.whole_head()
+        assert head is not None
+        values = reference_values(hidden, head, batch["input_ids"][:, 1:][response], plan.kl == EXPECTATION)
     kept: dict[str, Tensor] = {"logps": values.logps, "log_normaliser": values.log_normaliser, "hidden": hidden}
     if values.expected_weight is not None:
         kept["expected_weight"] = values.expected_weight
