@@ -42,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; None: those of the process.
 
     Returns:
-        Exit status: 0 done, 1 a problem with data, settings or files, 2 wrong usage, 130 interrupted.
+        Exit status: 0 done, 1 a problem with data, settings or files, 2 wrong usage, 130 interrupted,
+        143 ended by SIGTERM (train: after a checkpoint).
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] == ["--debug"]:
@@ -54,9 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _dispatch(arguments)
     except SystemExit as error:
         return _status(error)
-    except KeyboardInterrupt:
-        print(f"\n{prog}: interrupted", file=sys.stderr)
-        return INTERRUPTED
+    except KeyboardInterrupt as error:
+        print(f"\n{prog}: interrupted{f' ({error})' if str(error) else ''}", file=sys.stderr)
+        return int(getattr(error, "status", INTERRUPTED))
     except BrokenPipeError:
         # the reader of our output (head, less) has gone; keep Python from complaining when it flushes
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
 import shutil
 from collections.abc import Sequence
@@ -16,46 +15,49 @@ SUMMARY = "train_summary.json"
 # What a run leaves behind: found in a folder, they mean that a run lives there
 _TRACES = (SUMMARY, "sparsepo.json", "config.json", "adapter_config.json", "*.safetensors", "mask/mask.json")
 _PAGES = ("report.html", "masks.html", "pairs.html", "report_plots", "mask_history")
-_OWN = (*_TRACES[:-1], "*.safetensors.index.json", "trainer_state.json", "mask_health.json", *_PAGES)
+_OWN = (*_TRACES[:-1], "*.safetensors.index.json", "trainer_state.json", "mask_health.json", "non_finite", *_PAGES)
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
-    """Checkpoints of a run, oldest first."""
-    found = [
-        (int(match[1]), path)
-        for path in folder.glob("checkpoint-*")
-        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name)) and (path / "trainer_state.json").is_file()
-    ]
-    return [path for _, path in sorted(found)]
+    """Whole checkpoints of a run, oldest first."""
+    from sparsepo.training.sealing import checkpoint_folders, problem_of
+
+    return [path for path in checkpoint_folders(folder) if problem_of(path) is None]
 
 
-def resume_point(wish: str | bool | None, output_dir: str) -> str | None:
+def resume_point(wish: str | bool | None, output_dir: str, console: Any = None) -> str | None:
     """Which checkpoint to resume from.
 
     Args:
-        wish: None or "false": none; "auto": the last one if there is any; "last" or "true": the last one; else a path.
+        wish: None or "false": none; "auto": the last whole one if there is any; "last" or "true": the last whole one;
+            else a path.
         output_dir: the run's folder.
+        console: where to say which later checkpoints are not whole, and why; None: nowhere.
 
     Raises:
-        CliError: there is no such checkpoint.
+        CliError: there is no such checkpoint, or it is not whole.
     """
     text = str(wish).lower() if wish is not None else "false"
     if text in ("false", "none", ""):
         return None
+    from sparsepo.training.sealing import last_whole, problem_of
+
+    from .tables import say
+
     if text in ("auto", "last", "true"):
-        found = checkpoints_in(Path(output_dir))
-        if found:
-            return str(found[-1])
+        found = last_whole(output_dir, lambda line: say(console, line))
+        if found is not None:
+            return str(found)
         if text == "auto":
             return None
-        raise CliError(f"resume_from_checkpoint={wish}: {output_dir} holds no checkpoint.")
-    path = Path(str(wish))
-    if not (path / "trainer_state.json").is_file():
+        raise CliError(f"resume_from_checkpoint={wish}: {output_dir} holds no checkpoint that is whole.")
+    problem = problem_of(str(wish))
+    if problem is not None:
         there = ", ".join(entry.name for entry in checkpoints_in(Path(output_dir))) or "none"
         raise CliError(
-            f"resume_from_checkpoint={wish}: no checkpoint there (no trainer_state.json); in {output_dir}: {there}."
+            f"resume_from_checkpoint={wish}: no checkpoint there: {problem}; whole ones in {output_dir}: {there}."
         )
-    return str(path)
+    return str(wish)
 
 
 def claim_output_dir(output_dir: str, resume: str | None, overwrite: bool, start: str | None) -> None:
@@ -68,6 +70,7 @@ def claim_output_dir(output_dir: str, resume: str | None, overwrite: bool, start
         start: the model that training starts from.
 
     Raises:
+        CheckpointError: another process trains into the folder.
         CliError: the folder holds a run and neither resuming nor overwriting was asked for; or it is the start model.
     """
     folder = Path(output_dir)
@@ -75,6 +78,9 @@ def claim_output_dir(output_dir: str, resume: str | None, overwrite: bool, start
         raise CliError(f"output_dir={output_dir} is the model that training starts from; give another folder.")
     if folder.exists() and not folder.is_dir():
         raise CliError(f"output_dir={output_dir} is a file; give a folder.")
+    from sparsepo.training.sealing import refuse_held
+
+    refuse_held(folder)
     checkpoints = checkpoints_in(folder)
     traces = [pattern for pattern in _TRACES if any(folder.glob(pattern))]
     if resume is not None or not (checkpoints or traces):

@@ -163,6 +163,12 @@ class MaskControl:
             run(None)
         return torch.stack(found, dim=1)
 
+    def _forget_step(self) -> None:
+        """Drop what was seen of a step that is not made."""
+        self._seen = []
+        if self.mask_fit is not None:
+            self.mask_fit.forget()
+
     def _control_logs(self) -> dict[str, float]:
         """What the controllers ask for and where they stand, by mask."""
         logs: dict[str, float] = {}
@@ -185,9 +191,7 @@ class _Moves(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Begin without what an interrupted step left."""
-        self.control._seen = []
-        if self.control.mask_fit is not None:
-            self.control.mask_fit.forget()
+        self.control._forget_step()
         self.control.mask_schedule.check_fits(state.max_steps, has_target=bool(self.control.controllers))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -39,6 +39,7 @@ from .refusals import (
     refuse_sharded_masks,
     refuse_sync_without_reference,
 )
+from .run_guard import RunGuard
 from .settings import ResolvedSettings, resolve_settings
 from .step import base_model_of
 from .streams import FilledStream
@@ -57,7 +58,7 @@ logger = logging.getLogger(__name__)
 
 
 class SparsePOTrainer(
-    MaskWatch, MaskCheckpoints, MaskOptimisation, MaskControl, ReferenceCaching, TokenLoss, DPOTrainer
+    RunGuard, MaskWatch, MaskCheckpoints, MaskOptimisation, MaskControl, ReferenceCaching, TokenLoss, DPOTrainer
 ):
     """Preference optimisation by token: SparsePO, MaPO, TDPO, DPO, SimPO and DPOP over one training loop.
 
