@@ -8,6 +8,8 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 
+from sparsepo.redaction import redacted
+
 from .base import INTERRUPTED, RUN_ERROR, USAGE_ERROR, CliError, CommandParser, suggest
 
 # name → what `sparsepo --help` says. Each is a module of this folder with `add_parser(subparsers)`.
@@ -66,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if type(error).__name__ != "OutOfMemoryError":
             raise  # a bug, or a device's: whoever looks into it needs the traceback
         return _report(prog, CliError(f"{error} (lower per_device_train_batch_size or max_length, or use LoRA)"))
-    except (CliError, ValueError, TypeError, OSError, ImportError) as error:
+    except (CliError, ValueError, TypeError, OSError, ImportError, OverflowError) as error:
         return _report(prog, error)
 
 
@@ -147,7 +149,7 @@ def _report(prog: str, error: Exception) -> int:
         return RUN_ERROR
     # Messages of our own may span lines on purpose (lists of accepted formats); a traceback never helps a user here.
     message = str(error).strip() or type(error).__name__
-    print(f"{prog}: error: {message}", file=sys.stderr)
+    print(redacted(f"{prog}: error: {message}").encode(errors="backslashreplace").decode(), file=sys.stderr)
     return RUN_ERROR
 
 

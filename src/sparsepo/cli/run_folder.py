@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sparsepo.redaction import is_secret_name, redacted, redacted_content
+
 from .base import CliError
 
 SUMMARY = "train_summary.json"
@@ -102,9 +104,10 @@ def claim_output_dir(output_dir: str, resume: str | None, overwrite: bool, start
 
 
 def write_summary(output_dir: str, content: dict[str, Any]) -> dict[str, Any]:
-    """Write ``train_summary.json``, whole or not at all; returns what was given."""
+    """Write ``train_summary.json``, whole or not at all; returns what was given, without secrets."""
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
+    content = redacted_content(content)
     partial = folder / f"{SUMMARY}.partial"
     text = json.dumps(content, indent=2, ensure_ascii=False, default=str, allow_nan=True)
     partial.write_text(text + "\n", encoding="utf-8")
@@ -117,10 +120,11 @@ def command_line(command: str, arguments: Sequence[str]) -> str:
     hidden: list[str] = []
     for item in arguments:
         name = item.split("=", 1)[0]
-        if hidden and hidden[-1].startswith("--") and hidden[-1].endswith("token") and not item.startswith("--"):
+        is_value = bool(hidden) and hidden[-1].startswith("--") and is_secret_name(hidden[-1])
+        if is_value and not item.startswith("--"):
             hidden.append("...")
-        elif name.endswith("token") and "=" in item:
+        elif name.startswith("--") and is_secret_name(name) and "=" in item:
             hidden.append(f"{name}=...")
         else:
-            hidden.append(item)
+            hidden.append(redacted(item))
     return shlex.join(["sparsepo", command, *hidden])
