@@ -46,6 +46,9 @@ def _add_check(commands: Any) -> None:
     _flag(parser, "--max_prompt_length", type=int, help="prompts are cut to their last N tokens")
     parser.add_argument("--eval", metavar="FILE", help="eval data, to look for overlap")
     _flag(parser, "--eval_split", help="split of the eval data")
+    parser.add_argument(
+        "--streaming", action="store_true", help="read rows one by one: for files larger than the memory (no --eval)"
+    )
     parser.add_argument("--strict", action="store_true", help="status 1 if any row would be dropped")
     _flag(parser, "--max_dropped", type=float, default=0.5, help="share of dropped rows that is an error (default 0.5)")
     _flag(parser, "--max_lost", type=float, help="drop rows whose response loses more than this share to max_length")
@@ -96,6 +99,10 @@ def run_check(args: argparse.Namespace) -> int:
     from sparsepo.data import CheckError, CheckSettings, check_preferences, load_preference_data
     from sparsepo.data.writing import check_output, write_rows
 
+    if args.streaming and args.eval:
+        raise ValueError(
+            "--streaming with --eval: overlap is found by comparing whole data sets; leave one of them out."
+        )
     actions = {**dict.fromkeys(args.drop, "drop"), **dict.fromkeys(args.keep, "keep")}
     both = sorted(set(args.drop) & set(args.keep))
     if both:
@@ -113,20 +120,42 @@ def run_check(args: argparse.Namespace) -> int:
     if args.json and args.json != "-":
         check_output(Path(args.json), args.overwrite, (".json",))
     tokenizer = _load_tokenizer(args.tokenizer) if args.tokenizer else None
-    dataset = _load(args)
+    dataset = _load(args, streaming=args.streaming)
     held_out = load_preference_data(args.eval, split=args.eval_split) if args.eval else None
     try:
         clean, report = check_preferences(
             dataset, tokenizer, args.max_length, args.max_prompt_length, held_out, settings, name=args.file
         )
+        if args.streaming:
+            _read_through(_judged(clean, report, settings), args)
     except CheckError as error:
         _show(error.report, args.json)
         raise
     _show(report, args.json)
     if args.output:
-        write_rows(clean, args.output, args.overwrite)
-        _say(f"Wrote {len(clean):,} rows to {args.output}", args.json)
+        if not args.streaming:
+            write_rows(clean, args.output, args.overwrite)
+        _say(f"Wrote {report.kept:,} rows to {args.output}", args.json)
     return 0
+
+
+def _judged(rows: Any, report: Any, settings: Any) -> Any:
+    """A checked stream that ends in the verdict."""
+    from sparsepo.data.checking import judge
+
+    yield from rows
+    judge(report, settings)
+
+
+def _read_through(rows: Any, args: argparse.Namespace) -> None:
+    """Rows of a stream are checked as they are read; written on the way where a file was asked for."""
+    from sparsepo.data.writing import write_rows
+
+    if args.output:
+        write_rows(rows, args.output, args.overwrite)
+    else:
+        for _ in rows:
+            pass
 
 
 def run_pairs(args: argparse.Namespace) -> int:
@@ -180,7 +209,9 @@ def _eval_output(args: argparse.Namespace, output: Path) -> Path | None:
     return check_output(path, args.overwrite)
 
 
-def _load(args: argparse.Namespace, kinds: tuple[Any, ...] = ("preference", "hh_transcript")) -> Any:
+def _load(
+    args: argparse.Namespace, kinds: tuple[Any, ...] = ("preference", "hh_transcript"), streaming: bool = False
+) -> Any:
     from sparsepo.data import load_preference_data
 
     renames = {}
@@ -190,7 +221,7 @@ def _load(args: argparse.Namespace, kinds: tuple[Any, ...] = ("preference", "hh_
             raise ValueError(f"--rename {item!r}: write OLD=NEW, such as question=prompt.")
         renames[old] = new
     return load_preference_data(
-        args.file, split=args.split, name=args.name, columns=renames, kinds=kinds, data_dir=args.data_dir
+        args.file, args.split, streaming, args.name, columns=renames, kinds=kinds, data_dir=args.data_dir
     )
 
 
