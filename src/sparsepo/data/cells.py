@@ -101,7 +101,7 @@ def table_from_rows(rows: list[dict[str, Any]], source: str) -> Any:
     import pyarrow as pa
 
     cells = Cells(rows)
-    strange = next((name for name in cells.columns if not _is_unicode(name)), None)
+    strange = next((name for name in cells.columns if not _is_unicode(name) or "\0" in name), None)
     if strange is not None:
         raise DataError(f"{source}: a field has the name {strange!r}, which no column can have; rename it.")
     tidied = [cells.tidy(row) for row in rows]
