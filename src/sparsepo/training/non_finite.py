@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -51,28 +51,28 @@ class NonFiniteSteps:
     skipped_steps = 0
     _skipped_in_a_row = 0
     _step_model: Any = None
+    _step_batches: Sequence[dict[str, Any]] = ()
+    _step_losses: tuple[Tensor, ...] = ()
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Trainer's; skipped steps are counted from here."""
         self.skipped_steps, self._skipped_in_a_row = 0, 0
-        self._step_batches: list[dict[str, Any]] = []
-        self._step_losses: list[Tensor] = []
         try:
             return super().train(*args, **kwargs)  # type: ignore[misc]
         finally:
-            self._step_batches, self._step_losses, self._step_model = [], [], None
+            self._step_batches, self._step_losses, self._step_model = [], (), None
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """Trainer's, which begins an optimiser step."""
         batches, count = super().get_batch_samples(*args, **kwargs)  # type: ignore[misc]
-        self._step_batches, self._step_losses = batches, []
+        self._step_batches, self._step_losses = batches, ()
         return batches, count
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """Trainer's; remembers the loss."""
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)  # type: ignore[misc]
         self._step_model = model
-        self._step_losses.append(loss.detach().float().reshape(()))
+        self._step_losses = (*self._step_losses, loss.detach().float().reshape(()))
         return loss
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
@@ -89,7 +89,9 @@ class NonFiniteSteps:
         """What all processes must agree on; the first says whether the step is not finite here."""
         numbers = list(self._step_losses)
         if getattr(self.accelerator, "scaler", None) is None:
-            numbers += [_plain(n, numbers[0]) for n in (norm, self.mask_grad_norm) if n is not None]
+            numbers += [_plain(n, self.accelerator.device) for n in (norm, self.mask_grad_norm) if n is not None]
+        if not numbers:  # a loop of its own, which Trainer's does not drive
+            return [False]
         return [~torch.isfinite(torch.stack(numbers)).all()]
 
     def _take_flags(self, flags: list[float]) -> None:
@@ -254,11 +256,11 @@ def _listed(findings: list[Finding]) -> str:
     return "; ".join(map(str, findings[:3])) + more
 
 
-def _plain(value: Any, like: Tensor) -> Tensor:
-    """A norm as a plain scalar where the losses are."""
+def _plain(value: Any, device: torch.device) -> Tensor:
+    """A norm as a plain scalar."""
     if hasattr(value, "full_tensor"):
         value = value.full_tensor()
-    return torch.as_tensor(value, dtype=torch.float32, device=like.device).detach().reshape(())
+    return torch.as_tensor(value, dtype=torch.float32, device=device).detach().reshape(())
 
 
 @contextmanager

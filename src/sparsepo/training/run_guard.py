@@ -32,7 +32,7 @@ class RunGuard(NonFiniteSteps):
     mask_monitor: Any
     is_world_process_zero: Any
     _get_output_dir: Any
-    _signals: Signals
+    _signals: Signals = Signals()  # of a run; this one hears nothing
     _postponed_push: list[str] | None = None
     _stop_signal = 0  # that all processes know of
 
