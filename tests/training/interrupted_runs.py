@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import torch
@@ -57,17 +56,6 @@ def wait_for(process: subprocess.Popen[str], text: str) -> str:
         if text in line:
             return "".join(lines)
     raise AssertionError(f"{text!r} did not appear:\n{''.join(lines)}")
-
-
-def kill_after(process: subprocess.Popen[str], seconds: float) -> bool:
-    """SIGKILL after a time; whether it was still running."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.005)
-    was_running = process.poll() is None
-    process.kill()
-    process.communicate()
-    return was_running
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:

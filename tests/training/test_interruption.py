@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import signal
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from datasets import Dataset
 
+from sparsepo import SparsePOTrainer
 from sparsepo.training import sealing
 from tests.support import preference_rows, tiny_model, tiny_tokenizer
 
-from .interrupted_runs import STEPS, command, finish, kill_after, start, wait_for, weights
-from .running import assert_same, build, policy_state, prepared_rows, run_config
+from .interrupted_runs import STEPS, command, finish, start, wait_for, weights
+from .running import assert_same, build, mask_state, policy_state, prepared_rows, run_config
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +42,77 @@ def whole(materials: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
     return out
 
 
-def test_killed_then_resumed_equals_undisturbed(materials: tuple[Path, Path], whole: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return prepared_rows(tmp_path_factory.mktemp("rows"), 10)
+
+
+def run_of(folder: Path, rows: Dataset) -> SparsePOTrainer:
+    """Six steps over two epochs, a checkpoint after each, mask dropout and the model's own."""
+    settings = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 2, "max_steps": 6, "mask_dropout": 0.3}
+    return build(run_config(folder, disable_dropout=False, **settings), rows)
+
+
+def trained(folder: Path, rows: Dataset) -> dict[str, torch.Tensor]:
+    """A run up to its end, from its last whole checkpoint if there is one."""
+    trainer = run_of(folder, rows)
+    trainer.train(resume_from_checkpoint=sealing.last_whole(folder) is not None)
+    return policy_state(trainer) | mask_state(trainer)
+
+
+def killed(folder: Path, rows: Dataset, wait: Callable[[], None]) -> None:
+    """Train in a process of its own until ``wait`` returns, then SIGKILL."""
+    child = os.fork()
+    if child == 0:
+        try:
+            trained(folder, rows)
+        finally:
+            os._exit(0)
+    wait()
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+
+
+def test_killed_then_resumed_equals_undisturbed(tmp_path: Path, rows: Dataset) -> None:
+    expected = trained(tmp_path / "whole", rows)
+
+    def while_the_third_is_saved() -> None:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "out" / "checkpoint-3").is_dir() and time.monotonic() < deadline:
+            time.sleep(0.001)
+
+    killed(tmp_path / "out", rows, while_the_third_is_saved)
+    last = sealing.last_whole(tmp_path / "out")
+    assert last is not None
+    assert last.name in ("checkpoint-2", "checkpoint-3")
+    assert_same(trained(tmp_path / "out", rows), expected)
+
+
+@pytest.mark.long
+def test_killed_fifty_times_at_random_moments(tmp_path: Path, rows: Dataset) -> None:
+    """Killed anywhere: building, training, saving, rotating. Each kill is followed by a resumed run, killed or not."""
+    expected = trained(tmp_path / "whole", rows)
+    began = time.monotonic()
+    trained(tmp_path / "timed", rows)
+    length = time.monotonic() - began
+    rng = random.Random(7)
+    kills, halves, resumed = int(os.environ.get("SPARSEPO_KILLS", "50")), 0, 0
+    for number in range(kills):
+        out = tmp_path / f"out-{number % 5}"
+        killed(out, rows, lambda: time.sleep(length * rng.uniform(0.1, 1.1)))
+        halves += any(sealing.problem_of(path) is not None for path in sealing.checkpoint_folders(out))
+        if rng.random() < 0.5 or number >= kills - 5:  # the others go on being killed
+            resumed += sealing.last_whole(out) is not None
+            assert_same(trained(out, rows), expected)
+            shutil.rmtree(out)
+    print(f"{kills} kills, {halves} left a checkpoint that was not whole, {resumed} runs resumed from one")
+    assert resumed
+
+
+@pytest.mark.long
+def test_the_command_killed_then_resumed_equals_undisturbed(
+    materials: tuple[Path, Path], whole: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     process = start(command(*materials, out))
     wait_for(process, "step 5/8")
@@ -70,7 +146,9 @@ def test_a_signal_saves_then_exits_with_its_status(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_in_a_script_stops_it_after_a_checkpoint(tmp_path: Path, number: signal.Signals) -> None:
+def test_a_signal_in_a_script_stops_it_after_a_checkpoint(
+    tmp_path: Path, rows: Dataset, number: signal.Signals
+) -> None:
     """The same through the trainer: its script does not go on as if training had ended."""
     from transformers import TrainerCallback
 
@@ -81,7 +159,6 @@ def test_a_signal_in_a_script_stops_it_after_a_checkpoint(tmp_path: Path, number
             if state.global_step == 1:  # type: ignore[attr-defined]
                 signal.raise_signal(number)
 
-    rows = prepared_rows(tmp_path / "rows", 10)
     before = signal.getsignal(number)
     expected = build(run_config(tmp_path / "whole"), rows)
     expected.train()
@@ -103,34 +180,3 @@ def test_the_second_signal_ends_at_once() -> None:
         assert signals.received == signal.SIGTERM
         with pytest.raises(TrainingInterrupted, match="second time"):
             signal.raise_signal(signal.SIGTERM)
-
-
-@pytest.mark.long
-def test_killed_fifty_times_at_random_moments(materials: tuple[Path, Path], whole: Path, tmp_path: Path) -> None:
-    """Killed anywhere: importing, saving, rotating, summing up. Each kill is followed by a resumed run, killed or not."""
-    import time
-
-    rng = random.Random(7)
-    expected = weights(whole)
-    began = time.monotonic()
-    finish(command(*materials, tmp_path / "timed"))
-    length = time.monotonic() - began
-    kills = runs = while_saving = 0
-    while kills < 50:
-        out = tmp_path / f"out-{runs}"
-        runs += 1
-        while True:
-            # mostly while it trains and saves, which is the later half
-            process = start(command(*materials, out, "--overwrite_output_dir"))
-            limit = length * rng.uniform(0.3, 1.05)
-            if kills < 50 and kill_after(process, limit):
-                kills += 1
-                folders = sealing.checkpoint_folders(out)
-                while_saving += any(sealing.problem_of(path) for path in folders)
-                continue
-            break
-        if not (out / "train_summary.json").exists():
-            finish(command(*materials, out, "--overwrite_output_dir"))
-        assert_same(weights(out), expected)
-        shutil.rmtree(out)
-    print(f"{kills} kills in {runs} runs, {while_saving} left a checkpoint that was not whole")
