@@ -9,12 +9,14 @@ import pytest
 
 from sparsepo.cli.base import CliError
 from sparsepo.cli.run_folder import SUMMARY, claim_output_dir, command_line, resume_point, write_summary
+from sparsepo.training.sealing import seal
 
 
 def checkpoint(folder: Path, step: int) -> Path:
     path = folder / f"checkpoint-{step}"
     path.mkdir(parents=True)
     (path / "trainer_state.json").write_text("{}")
+    seal(path)
     return path
 
 
@@ -22,7 +24,7 @@ def test_which_checkpoint_is_resumed(tmp_path: Path) -> None:
     assert resume_point(None, str(tmp_path)) is None
     assert resume_point("false", str(tmp_path)) is None
     assert resume_point("auto", str(tmp_path)) is None
-    with pytest.raises(CliError, match="holds no checkpoint"):
+    with pytest.raises(CliError, match="holds no checkpoint that is whole"):
         resume_point("last", str(tmp_path))
     checkpoint(tmp_path, 9)
     last = str(checkpoint(tmp_path, 10))  # by number, not by name
@@ -30,7 +32,9 @@ def test_which_checkpoint_is_resumed(tmp_path: Path) -> None:
     for wish in ("auto", "last", "true", True):
         assert resume_point(wish, str(tmp_path)) == last
     assert resume_point(last, "elsewhere") == last
-    with pytest.raises(CliError, match=r"no checkpoint there .*checkpoint-9, checkpoint-10"):
+    with pytest.raises(
+        CliError, match=r"no checkpoint there: .*cut off while it was saved; .*checkpoint-9, checkpoint-10"
+    ):
         resume_point(str(tmp_path / "checkpoint-11"), str(tmp_path))
 
 

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 from sparsepo import LearnedMask, SparsePOTrainer, load_mask
 from sparsepo.masks import Masker
 from sparsepo.masks.saving import read_mask_info
+from sparsepo.training.sealing import CheckpointError
 from tests.support import preference_rows, tiny_model
 
 from .running import PLAIN_HEAD, assert_same, build, logged, mask_state, moved, policy_state, prepared_rows, run_config
@@ -146,7 +147,7 @@ def test_resuming_a_random_mask_with_another_seed_is_refused(tmp_path: Path, row
 def test_resuming_without_the_mask_folder_is_refused(tmp_path: Path, rows: Dataset) -> None:
     checkpoint = checkpoint_of(tmp_path / "first", rows)
     shutil.rmtree(Path(checkpoint) / "mask")
-    with pytest.raises(FileNotFoundError, match="No mask in"):
+    with pytest.raises(CheckpointError, match=r"mask/mask.json is missing"):
         saving(tmp_path / "second", rows).train(resume_from_checkpoint=checkpoint)
 
 

@@ -53,6 +53,9 @@ def _add_check(commands: Any) -> None:
     _flag(parser, "--max_prompt_length", type=int, help="prompts are cut to their last N tokens")
     parser.add_argument("--eval", metavar="FILE", help="eval data, to look for overlap")
     _flag(parser, "--eval_split", help="split of the eval data")
+    parser.add_argument(
+        "--streaming", action="store_true", help="read rows one by one: for files larger than the memory (no --eval)"
+    )
     parser.add_argument("--strict", action="store_true", help="status 1 if any row would be dropped")
     _flag(parser, "--max_dropped", type=float, default=0.5, help="share of dropped rows that is an error (default 0.5)")
     _flag(parser, "--max_lost", type=float, help="drop rows whose response loses more than this share to max_length")
@@ -105,6 +108,10 @@ def run_check(args: argparse.Namespace) -> int:
     from sparsepo.data import CheckError, CheckSettings, check_preferences, load_preference_data
     from sparsepo.data.writing import check_output, write_rows
 
+    if args.streaming and args.eval:
+        raise ValueError(
+            "--streaming with --eval: overlap is found by comparing whole data sets; leave one of them out."
+        )
     actions = {**dict.fromkeys(args.drop, "drop"), **dict.fromkeys(args.keep, "keep")}
     both = sorted(set(args.drop) & set(args.keep))
     if both:
@@ -123,12 +130,14 @@ def run_check(args: argparse.Namespace) -> int:
         check_output(Path(args.json), args.overwrite, (".json",))
     words = content_filter_of(args)
     tokenizer = _load_tokenizer(args.tokenizer) if args.tokenizer else None
-    dataset = _load(args)
+    dataset = _load(args, streaming=args.streaming)
     held_out = load_preference_data(args.eval, split=args.eval_split) if args.eval else None
     try:
         clean, report = check_preferences(
             dataset, tokenizer, args.max_length, args.max_prompt_length, held_out, settings, name=args.file
         )
+        if args.streaming:
+            _read_through(_judged(clean, report, settings), args)
     except CheckError as error:
         _announce(error.report, dataset, words)
         _show(error.report, args.json)
@@ -136,9 +145,29 @@ def run_check(args: argparse.Namespace) -> int:
     _announce(report, dataset, words)
     _show(report, args.json)
     if args.output:
-        write_rows(clean, args.output, args.overwrite)
-        _say(f"Wrote {len(clean):,} rows to {args.output}", args.json)
+        if not args.streaming:
+            write_rows(clean, args.output, args.overwrite)
+        _say(f"Wrote {report.kept:,} rows to {args.output}", args.json)
     return 0
+
+
+def _judged(rows: Any, report: Any, settings: Any) -> Any:
+    """A checked stream that ends in the verdict."""
+    from sparsepo.data.checking import judge
+
+    yield from rows
+    judge(report, settings)
+
+
+def _read_through(rows: Any, args: argparse.Namespace) -> None:
+    """Rows of a stream are checked as they are read; written on the way where a file was asked for."""
+    from sparsepo.data.writing import write_rows
+
+    if args.output:
+        write_rows(rows, args.output, args.overwrite)
+    else:
+        for _ in rows:
+            pass
 
 
 def run_pairs(args: argparse.Namespace) -> int:
@@ -204,12 +233,15 @@ def renames_of(given: list[str]) -> dict[str, str]:
     return renames
 
 
-def _load(args: argparse.Namespace, kinds: tuple[Any, ...] = ("preference", "hh_transcript")) -> Any:
+def _load(
+    args: argparse.Namespace, kinds: tuple[Any, ...] = ("preference", "hh_transcript"), streaming: bool = False
+) -> Any:
     from sparsepo.data import load_preference_data
 
     return load_preference_data(
         args.file,
         split=args.split,
+        streaming=streaming,
         name=args.name,
         columns=renames_of(args.rename),
         kinds=kinds,

@@ -8,6 +8,8 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 
+from sparsepo.redaction import redacted
+
 from .base import INTERRUPTED, RUN_ERROR, USAGE_ERROR, CliError, CommandParser, suggest
 
 # name → what `sparsepo --help` says. Each is a module of this folder with `add_parser(subparsers)`.
@@ -52,7 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; None: those of the process.
 
     Returns:
-        Exit status: 0 done, 1 a problem with data, settings or files, 2 wrong usage, 130 interrupted.
+        Exit status: 0 done, 1 a problem with data, settings or files, 2 wrong usage, 130 interrupted,
+        143 ended by SIGTERM (train: after a checkpoint).
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] == ["--debug"]:
@@ -64,9 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _dispatch(arguments)
     except SystemExit as error:
         return _status(error)
-    except KeyboardInterrupt:
-        print(f"\n{prog}: interrupted", file=sys.stderr)
-        return INTERRUPTED
+    except KeyboardInterrupt as error:
+        print(f"\n{prog}: interrupted{f' ({error})' if str(error) else ''}", file=sys.stderr)
+        return int(getattr(error, "status", INTERRUPTED))
     except BrokenPipeError:
         # the reader of our output (head, less) has gone; keep Python from complaining when it flushes
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -75,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if type(error).__name__ != "OutOfMemoryError":
             raise  # a bug, or a device's: whoever looks into it needs the traceback
         return _report(prog, CliError(f"{error} (lower per_device_train_batch_size or max_length, or use LoRA)"))
-    except (CliError, ValueError, TypeError, OSError, ImportError) as error:
+    except (CliError, ValueError, TypeError, OSError, ImportError, OverflowError) as error:
         return _report(prog, error)
 
 
@@ -156,7 +159,7 @@ def _report(prog: str, error: Exception) -> int:
         return RUN_ERROR
     # Messages of our own may span lines on purpose (lists of accepted formats); a traceback never helps a user here.
     message = str(error).strip() or type(error).__name__
-    print(f"{prog}: error: {message}", file=sys.stderr)
+    print(redacted(f"{prog}: error: {message}").encode(errors="backslashreplace").decode(), file=sys.stderr)
     return RUN_ERROR
 
 

@@ -8,6 +8,9 @@ from typing import Any
 
 from .base import CliError
 
+LARGEST = 1 << 20  # characters
+MOST_VALUES = 200_000
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -27,7 +30,8 @@ class Recipe:
 
     def where(self, name: str) -> str:
         """``"file, line N"`` of a setting."""
-        return f"{self.path}, line {self.lines[name]}"
+        line = self.lines.get(name)  # YAML may read a name as something else: 0x10, yes
+        return self.path if line is None else f"{self.path}, line {line}"
 
 
 def read_recipe(path: str) -> Recipe:
@@ -39,30 +43,66 @@ def read_recipe(path: str) -> Recipe:
     import yaml
 
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        with open(path, encoding="utf-8") as file:
+            text = file.read(LARGEST + 1)
     except FileNotFoundError as error:
         raise CliError(f"--config {path}: no such file.{_nearby(path)}") from error
     except IsADirectoryError as error:
         raise CliError(f"--config {path} is a folder; name a YAML file in it.") from error
     except UnicodeDecodeError as error:
         raise CliError(f"--config {path} is not UTF-8 text.") from error
-    loader = yaml.SafeLoader(text)
+    if len(text) > LARGEST:
+        raise CliError(f"--config {path} has more than {LARGEST >> 10} Ki characters; no recipe does.")
+    loader = None
     try:
+        loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
         if not isinstance(node, yaml.MappingNode):
             found = "nothing" if node is None else "a list" if isinstance(node, yaml.SequenceNode) else "a single value"
             raise CliError(f"{path} must hold settings, one `name: value` a line; it holds {found}.")
+        _refuse_swelling(node, path)
         _refuse_duplicates(node, path)
         lines = {str(key.value): key.start_mark.line + 1 for key, _ in node.value}
         settings = {str(name): value for name, value in loader.construct_document(node).items()}
     except yaml.YAMLError as error:
         raise CliError(f"{path}{_line_of(error)}: not valid YAML ({_problem_of(error)}).") from error
+    except RecursionError:
+        raise CliError(f"{path}: nested too deeply for a recipe.") from None
+    except (ValueError, TypeError, OverflowError) as error:  # dates, numbers and names that Python cannot make
+        raise CliError(f"{path}: a value cannot be read ({error}); put it in quotes.") from error
     finally:
-        loader.dispose()
+        if loader is not None:
+            loader.dispose()
     env = settings.pop("env", None) or {}
     if not isinstance(env, dict):
-        raise CliError(f"{path}, line {lines['env']}: env must be a mapping of variable names to values.")
+        raise CliError(f"{path}, line {lines.get('env', '?')}: env must be a mapping of variable names to values.")
     return Recipe(path, settings, lines, {str(name): str(value) for name, value in env.items()})
+
+
+def _refuse_swelling(root: Any, path: str) -> None:
+    """A few lines of anchors and aliases can stand for billions of values, or for themselves."""
+    import yaml
+
+    sizes: dict[int, int] = {}
+    under_way = -1
+
+    def size_of(node: Any) -> int:
+        known = sizes.get(id(node))
+        if known == under_way:
+            raise CliError(f"{path}, line {node.start_mark.line + 1}: an alias stands for what it is a part of.")
+        if known is not None:
+            return known
+        sizes[id(node)] = under_way
+        inner: list[Any] = []
+        if isinstance(node, yaml.MappingNode):
+            inner = [part for pair in node.value for part in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            inner = node.value
+        sizes[id(node)] = 1 + sum(map(size_of, inner))
+        return sizes[id(node)]
+
+    if size_of(root) > MOST_VALUES:
+        raise CliError(f"{path} stands for more than {MOST_VALUES:,} values through its aliases; write them out.")
 
 
 def _refuse_duplicates(node: Any, path: str) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from sparsepo.redaction import is_secret_name, redacted, redacted_content
 
 from .base import CliError
 
@@ -16,46 +17,49 @@ SUMMARY = "train_summary.json"
 # What a run leaves behind: found in a folder, they mean that a run lives there
 _TRACES = (SUMMARY, "sparsepo.json", "config.json", "adapter_config.json", "*.safetensors", "mask/mask.json")
 _PAGES = ("report.html", "masks.html", "pairs.html", "report_plots", "mask_history", "samples.jsonl")
-_OWN = (*_TRACES[:-1], "*.safetensors.index.json", "trainer_state.json", "mask_health.json", *_PAGES)
+_OWN = (*_TRACES[:-1], "*.safetensors.index.json", "trainer_state.json", "mask_health.json", "non_finite", *_PAGES)
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
-    """Checkpoints of a run, oldest first."""
-    found = [
-        (int(match[1]), path)
-        for path in folder.glob("checkpoint-*")
-        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name)) and (path / "trainer_state.json").is_file()
-    ]
-    return [path for _, path in sorted(found)]
+    """Whole checkpoints of a run, oldest first."""
+    from sparsepo.training.sealing import checkpoint_folders, problem_of
+
+    return [path for path in checkpoint_folders(folder) if problem_of(path) is None]
 
 
-def resume_point(wish: str | bool | None, output_dir: str) -> str | None:
+def resume_point(wish: str | bool | None, output_dir: str, console: Any = None) -> str | None:
     """Which checkpoint to resume from.
 
     Args:
-        wish: None or "false": none; "auto": the last one if there is any; "last" or "true": the last one; else a path.
+        wish: None or "false": none; "auto": the last whole one if there is any; "last" or "true": the last whole one;
+            else a path.
         output_dir: the run's folder.
+        console: where to say which later checkpoints are not whole, and why; None: nowhere.
 
     Raises:
-        CliError: there is no such checkpoint.
+        CliError: there is no such checkpoint, or it is not whole.
     """
     text = str(wish).lower() if wish is not None else "false"
     if text in ("false", "none", ""):
         return None
+    from sparsepo.training.sealing import last_whole, problem_of
+
+    from .tables import say
+
     if text in ("auto", "last", "true"):
-        found = checkpoints_in(Path(output_dir))
-        if found:
-            return str(found[-1])
+        found = last_whole(output_dir, lambda line: say(console, line))
+        if found is not None:
+            return str(found)
         if text == "auto":
             return None
-        raise CliError(f"resume_from_checkpoint={wish}: {output_dir} holds no checkpoint.")
-    path = Path(str(wish))
-    if not (path / "trainer_state.json").is_file():
+        raise CliError(f"resume_from_checkpoint={wish}: {output_dir} holds no checkpoint that is whole.")
+    problem = problem_of(str(wish))
+    if problem is not None:
         there = ", ".join(entry.name for entry in checkpoints_in(Path(output_dir))) or "none"
         raise CliError(
-            f"resume_from_checkpoint={wish}: no checkpoint there (no trainer_state.json); in {output_dir}: {there}."
+            f"resume_from_checkpoint={wish}: no checkpoint there: {problem}; whole ones in {output_dir}: {there}."
         )
-    return str(path)
+    return str(wish)
 
 
 def claim_output_dir(output_dir: str, resume: str | None, overwrite: bool, start: str | None) -> None:
@@ -68,6 +72,7 @@ def claim_output_dir(output_dir: str, resume: str | None, overwrite: bool, start
         start: the model that training starts from.
 
     Raises:
+        CheckpointError: another process trains into the folder.
         CliError: the folder holds a run and neither resuming nor overwriting was asked for; or it is the start model.
     """
     folder = Path(output_dir)
@@ -75,6 +80,9 @@ def claim_output_dir(output_dir: str, resume: str | None, overwrite: bool, start
         raise CliError(f"output_dir={output_dir} is the model that training starts from; give another folder.")
     if folder.exists() and not folder.is_dir():
         raise CliError(f"output_dir={output_dir} is a file; give a folder.")
+    from sparsepo.training.sealing import refuse_held
+
+    refuse_held(folder)
     checkpoints = checkpoints_in(folder)
     traces = [pattern for pattern in _TRACES if any(folder.glob(pattern))]
     if resume is not None or not (checkpoints or traces):
@@ -96,9 +104,10 @@ def claim_output_dir(output_dir: str, resume: str | None, overwrite: bool, start
 
 
 def write_summary(output_dir: str, content: dict[str, Any]) -> dict[str, Any]:
-    """Write ``train_summary.json``, whole or not at all; returns what was given."""
+    """Write ``train_summary.json``, whole or not at all; returns what was given, without secrets."""
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
+    content = redacted_content(content)
     partial = folder / f"{SUMMARY}.partial"
     text = json.dumps(content, indent=2, ensure_ascii=False, default=str, allow_nan=True)
     partial.write_text(text + "\n", encoding="utf-8")
@@ -111,10 +120,11 @@ def command_line(command: str, arguments: Sequence[str]) -> str:
     hidden: list[str] = []
     for item in arguments:
         name = item.split("=", 1)[0]
-        if hidden and hidden[-1].startswith("--") and hidden[-1].endswith("token") and not item.startswith("--"):
+        is_value = bool(hidden) and hidden[-1].startswith("--") and is_secret_name(hidden[-1])
+        if is_value and not item.startswith("--"):
             hidden.append("...")
-        elif name.endswith("token") and "=" in item:
+        elif name.startswith("--") and is_secret_name(name) and "=" in item:
             hidden.append(f"{name}=...")
         else:
-            hidden.append(item)
+            hidden.append(redacted(item))
     return shlex.join(["sparsepo", command, *hidden])

@@ -57,7 +57,7 @@ def saved_settings(name: str) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         content["objective"]["name"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise CliError(f"{path} is damaged: {error}") from error
     return dict(content)
 

@@ -66,8 +66,13 @@ def parser() -> Any:
 
 
 def _train(settings: SftSettings, arguments: list[str]) -> None:
+    from contextlib import nullcontext
+
     from rich.console import Console
     from trl import SFTTrainer, get_quantization_config
+
+    from sparsepo.training.run_guard import SealingCallback
+    from sparsepo.training.sealing import holding
 
     from .models import adapter_config, check_model_name, check_quantisation, init_kwargs
     from .progress import quiet_settings, shorten_logs
@@ -81,7 +86,7 @@ def _train(settings: SftSettings, arguments: list[str]) -> None:
     elif name is not None:
         raise CliError("model_name_or_path and init_from_config exclude each other; give one.")
     quiet_settings(config, settings.given)
-    resume = resume_point(config.resume_from_checkpoint, config.output_dir)
+    resume = resume_point(config.resume_from_checkpoint, config.output_dir, console)
     if console is not None:
         claim_output_dir(config.output_dir, resume, own.overwrite_output_dir, name)
     train, evaluation = _texts(settings, console)
@@ -103,7 +108,9 @@ def _train(settings: SftSettings, arguments: list[str]) -> None:
         peft_config=adapter_config(settings.model),
     )
     shorten_logs(trainer)
-    trainer.train(resume_from_checkpoint=resume)
+    trainer.add_callback(SealingCallback())
+    with holding(config.output_dir) if console is not None else nullcontext():
+        trainer.train(resume_from_checkpoint=resume)
     _finish(trainer, settings, evaluation is not None, arguments, console, time.time() - started)
 
 

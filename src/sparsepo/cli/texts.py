@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 from sparsepo.data.formats import TEXT_NAMES, first_of, is_messages
 from sparsepo.data.hh import is_hh_text, split_hh_text
 from sparsepo.data.joining import joined
-from sparsepo.data.reading import READABLE, data_suffix, read_rows
+from sparsepo.data.reading import MOST_SWOLLEN, READABLE, data_suffix, read_rows, unpacked_bound
 
 from .base import CliError
 
@@ -127,9 +128,26 @@ def _zipped(path: Path) -> Iterator[Row]:
                 for name in sorted(archive.namelist())
                 if not name.endswith("/") and not _is_readme(name) and not _is_hidden(Path(name))
             ]
-            yield from _texts([(f"{path}:{name}", archive.read(name)) for name in names])
-    except zipfile.BadZipFile as error:
+            size = sum(archive.getinfo(name).file_size for name in names)
+            bound = unpacked_bound(path)
+            if size > bound:
+                raise CliError(
+                    f"{path} unpacks to {size >> 20:,} MiB, over {MOST_SWOLLEN} times its size, as no text does: it is not "
+                    "read. If it is meant, unpack it first and give the folder."
+                )
+            yield from _texts([(f"{path}:{name}", _member(archive, name)) for name in names])
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, UnicodeError) as error:
         raise CliError(f"{path} is not a readable zip archive ({error}).") from error
+
+
+def _member(archive: zipfile.ZipFile, name: str) -> bytes:
+    """A file of an archive, no longer than the archive says that it is."""
+    size = archive.getinfo(name).file_size
+    with archive.open(name) as file:
+        content = file.read(size + 1)
+    if len(content) > size:
+        raise zipfile.BadZipFile(f"{name} is longer than it says")
+    return content
 
 
 def _texts(files: list[tuple[str, bytes]]) -> Iterator[Row]:

@@ -102,7 +102,7 @@ def _train(settings: TrainSettings, arguments: list[str]) -> None:
         check_model_name(own.ref_model_name_or_path, "ref_model_name_or_path")
     if not settings.script.dataset_name and not settings.mixture.datasets:
         raise CliError("No data: give --dataset_name (a file, folder or hub id), or dataset_name in the recipe.")
-    resume = resume_point(config.resume_from_checkpoint, config.output_dir)
+    resume = resume_point(config.resume_from_checkpoint, config.output_dir, console)
     sampled = sampled_prompts(own, config.seed, console)
     if console is not None:
         claim_output_dir(config.output_dir, resume, own.overwrite_output_dir, name)

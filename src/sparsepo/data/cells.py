@@ -62,6 +62,8 @@ class Cells:
         problems = []
         for column in self.columns:
             value, problem = self._value(column, row.get(column))
+            if problem is None and not _is_unicode(value):
+                value, problem = None, f"{column} holds half a character (a lone surrogate)"
             clean[column] = value
             if problem:
                 problems.append(problem)
@@ -82,10 +84,12 @@ class Cells:
         if found != expected:
             wanted = _WORDS.get(expected or "", "")
             return None, f"{column} is {_WORDS[found]} ({_short(value)}), not {wanted}"
+        if column in NUMBER_FIELDS:
+            return _parsed(column, value)
         if found == "messages":
             problem = _message_problem(column, value)
             return (None, problem) if problem else (value, None)
-        return (float(value) if column in NUMBER_FIELDS else value), None
+        return value, None
 
 
 def table_from_rows(rows: list[dict[str, Any]], source: str) -> Any:
@@ -97,6 +101,9 @@ def table_from_rows(rows: list[dict[str, Any]], source: str) -> Any:
     import pyarrow as pa
 
     cells = Cells(rows)
+    strange = next((name for name in cells.columns if not _is_unicode(name) or "\0" in name), None)
+    if strange is not None:
+        raise DataError(f"{source}: a field has the name {strange!r}, which no column can have; rename it.")
     tidied = [cells.tidy(row) for row in rows]
     names = cells.columns + ([PROBLEM] if any(PROBLEM in row for row in tidied) else [])
     arrays = {}
@@ -121,11 +128,28 @@ def _choose(column: str, counter: Counter[str]) -> str | None:
     return "mixed" if len(counter) > 1 else next(iter(counter), None)
 
 
-def _parsed(column: str, text: str) -> tuple[float | None, str | None]:
+def _parsed(column: str, value: Any) -> tuple[float | None, str | None]:
     try:
-        return float(text), None
+        return float(value), None
+    except OverflowError:
+        return None, f"{column} is a number too large to be one"
     except ValueError:
-        return None, f"{column} is text ({_short(text)}), not a number" if text.strip() else None
+        return None, f"{column} is text ({_short(value)}), not a number" if value.strip() else None
+
+
+def _is_unicode(value: Any) -> bool:
+    """Whether all texts in a value can be written."""
+    if isinstance(value, str):
+        if value.isascii():
+            return True
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return False
+        return True
+    if isinstance(value, Mapping):
+        return all(_is_unicode(key) and _is_unicode(item) for key, item in value.items())
+    return not isinstance(value, (list, tuple)) or all(map(_is_unicode, value))
 
 
 def _message_problem(column: str, messages: Any) -> str | None:

@@ -111,8 +111,11 @@ def _split_all(dataset: Dataset, conversational: bool) -> Dataset:
 
 
 def _judge(checker: Checker) -> None:
-    """Raise if the findings are too many, or any under strict."""
-    report, settings = checker.report, checker.settings
+    judge(checker.report, checker.settings)
+
+
+def judge(report: CheckReport, settings: CheckSettings) -> None:
+    """Raise ``CheckError`` if the findings are too many, or any under strict. Of a stream: once it has been read."""
     first = report.first_dropped()
     if first is None:
         return

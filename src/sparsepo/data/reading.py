@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
-import sys
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
@@ -16,6 +16,11 @@ JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 TABLE_SUFFIXES = (".csv", ".tsv")
 SUFFIXES = (*JSON_SUFFIXES, *TABLE_SUFFIXES, ".parquet")
 READABLE = "JSON, JSONL, CSV, TSV (each also .gz) or Parquet"
+
+# Bounds, so that a hostile or broken file costs a message and not the machine
+LONGEST_LINE = 64 << 20  # characters
+LARGEST_JSON = 4 << 30
+MOST_SWOLLEN, LEAST_UNPACKED = 100, 64 << 20
 
 Row = dict[str, Any]
 
@@ -53,33 +58,69 @@ def read_rows(path: Path) -> Iterator[tuple[int, Row]]:
                 yield from _json_lines(path, file)
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); convert it first.") from error
-    except (EOFError, gzip.BadGzipFile) as error:
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"{path}: the gzip file is damaged or cut off ({error}).") from error
 
 
+def _lines(path: Path, file: TextIO) -> Iterator[str]:
+    """Lines of bounded length, of a file that does not unpack to many times its size."""
+    bound = unpacked_bound(path) if path.suffix.lower() == ".gz" else None
+    while line := file.readline(LONGEST_LINE):
+        if len(line) == LONGEST_LINE:
+            raise DataError(
+                f"{path}: a line has more than {LONGEST_LINE >> 20} Mi characters; one row belongs on a line."
+            )
+        if bound is not None and file.buffer.tell() > bound:
+            raise DataError(_swollen(path, bound))
+        yield line
+
+
+def _whole(path: Path, file: TextIO) -> str:
+    """All of a file, within the same bounds."""
+    bound = unpacked_bound(path) if path.suffix.lower() == ".gz" else LARGEST_JSON
+    text = file.read(bound + 1)
+    if len(text) > bound:
+        if bound == LARGEST_JSON:
+            raise DataError(f"{path} has more than {bound >> 30} GiB: it is read as a whole; give JSON lines (.jsonl).")
+        raise DataError(_swollen(path, bound))
+    return text
+
+
+def unpacked_bound(path: Path) -> int:
+    """Bytes that a packed file may unpack to: text packs to a third or a tenth, never to a hundredth."""
+    return max(LEAST_UNPACKED, MOST_SWOLLEN * path.stat().st_size)
+
+
+def _swollen(path: Path, bound: int) -> str:
+    return (
+        f"{path} unpacks to more than {bound >> 20} MiB, {MOST_SWOLLEN} times its size, as no text does: it is not read. If "
+        "it is meant, unpack it first."
+    )
+
+
 def _json_lines(path: Path, file: TextIO) -> Iterator[tuple[int, Row]]:
-    for number, line in enumerate(file, start=1):
+    for number, line in enumerate(_lines(path, file), start=1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"{path}, line {number}: not valid JSON ({error}): {_short(line)}") from error
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path}, line {number}: not valid JSON ({_reason(error)}): {_short(line)}") from error
         yield number, _object(row, f"{path}, line {number}")
 
 
 def _json_rows(path: Path, file: TextIO) -> Iterator[tuple[int, Row]]:
     """A JSON array of objects, an object with one such array, or JSON lines under the name .json."""
-    text = file.read()
+    text = _whole(path, file)
     try:
         content = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         if text.lstrip().startswith("{") and _is_object(text.lstrip().splitlines()[0]):
             file.seek(0)
             yield from _json_lines(path, file)
             return
         line = getattr(error, "lineno", "?")
-        raise DataError(f"{path}, line {line}: not valid JSON ({error}).") from error
+        raise DataError(f"{path}, line {line}: not valid JSON ({_reason(error)}).") from error
     if isinstance(content, dict):
         arrays = [value for value in content.values() if isinstance(value, list) and value and _is_row(value[0])]
         is_row = not arrays or {"chosen", "rejected"} <= set(content)
@@ -93,8 +134,8 @@ def _json_rows(path: Path, file: TextIO) -> Iterator[tuple[int, Row]]:
 
 
 def _table_rows(path: Path, file: TextIO, delimiter: str) -> Iterator[tuple[int, Row]]:
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # the module's own limit of 128 KiB is less than a dialogue
-    reader = csv.reader(file, delimiter=delimiter, strict=True)
+    csv.field_size_limit(LONGEST_LINE)  # the module's own limit of 128 KiB is less than a dialogue
+    reader = csv.reader(_lines(path, file), delimiter=delimiter, strict=True)
     header: list[str] | None = None
     try:
         for cells in reader:
@@ -122,10 +163,15 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, Row]]:
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{path}: not a readable Parquet file ({_short(str(error))}).") from error
     number = 0
-    for batch in file.iter_batches(batch_size=1000):
-        for row in batch.to_pylist():
-            number += 1
-            yield number, row
+    try:
+        for batch in file.iter_batches(batch_size=1000):
+            for row in batch.to_pylist():
+                number += 1
+                yield number, row
+    except DataError:
+        raise
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise DataError(f"{path}, after row {number}: not readable ({_short(str(error))}).") from error
 
 
 def _object(row: Any, where: str) -> Row:
@@ -141,8 +187,12 @@ def _is_row(value: Any) -> bool:
 def _is_object(line: str) -> bool:
     try:
         return _is_row(json.loads(line))
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
+
+
+def _reason(error: Exception) -> str:
+    return "nested too deeply" if isinstance(error, RecursionError) else str(error)
 
 
 def _short(text: str, length: int = 60) -> str:

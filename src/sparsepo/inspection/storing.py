@@ -22,6 +22,7 @@ from .records import SIDES, STORED, PairRecord, SideRecord
 VERSION = "1"
 FORMATS = ("parquet", "jsonl")
 _ROWS = 20_000  # of a row group: bounds memory in writing and reading
+_LONGEST_LINE = 256 << 20  # characters of a JSON line: a token's row, or a prompt
 # Derived quantities are written for whoever reads the table without this library
 DERIVED = ("reward_part", "kl_part", "running")
 _PAIR = ("pair", "group", "loss", "beta", "margin", "prompt")
@@ -191,7 +192,7 @@ def _side(rows: list[dict[str, Any]]) -> SideRecord:
 def _named(path: Path) -> Iterator[None]:
     try:
         yield
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, NotImplementedError) as error:
         raise ValueError(
             f"{path} does not hold records that `sparsepo inspect` wrote, or is damaged: {error}"
         ) from error
@@ -203,22 +204,25 @@ def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
 
     try:
         file = pq.ParquetFile(path)
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path} is no Parquet file: {error}") from error
-    version = (file.schema_arrow.metadata or {}).get(b"sparsepo_records", b"").decode()
+    version = (file.schema_arrow.metadata or {}).get(b"sparsepo_records", b"").decode(errors="replace")
     _check_version(path, version)
-    for batch in file.iter_batches(batch_size=_ROWS):
-        yield from batch.to_pylist()
+    try:
+        for batch in file.iter_batches(batch_size=_ROWS):
+            yield from batch.to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"its pages cannot be read ({error})") from error
 
 
 def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
     with path.open(encoding="utf-8", errors="strict") as file:
         try:
-            first = json.loads(file.readline() or "null")
+            first = json.loads(file.readline(_LONGEST_LINE) or "null")
             _check_version(path, first.get("sparsepo_records") if isinstance(first, dict) else None)
-            for line in file:
+            while line := file.readline(_LONGEST_LINE):
                 yield json.loads(line)
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
             raise ValueError(f"{path} is no file of JSON lines: {error}") from error
 
 

@@ -21,6 +21,7 @@ from .kinds import MASKS
 
 FORMAT = 1
 FOLDER, JSON_NAME, TENSORS_NAME = "mask", "mask.json", "mask.safetensors"
+_LARGEST_JSON = 1 << 20  # characters
 _FIELDS: dict[str, type | tuple[type, ...]] = {
     "format": int,
     "kind": str,
@@ -112,8 +113,12 @@ def read_mask_info(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+        with file.open(encoding="utf-8") as opened:
+            text = opened.read(_LARGEST_JSON + 1)
+        if len(text) > _LARGEST_JSON:
+            raise ValueError(f"it has more than {_LARGEST_JSON >> 20} Mi characters")
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is not valid JSON: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{file} holds {type(content).__name__}, expected an object with {', '.join(_FIELDS)}.")
@@ -143,7 +148,7 @@ def _build(kind: str, settings: dict[str, Any], file: Path) -> Masker:
     try:
         with torch.device("meta"):
             mask = MASKS[kind](**settings)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError, ArithmeticError, AttributeError, LookupError) as error:
         raise ValueError(f"{file}: the settings do not make a {kind!r} mask: {error}") from error
     missing = sorted(set(mask.settings()) - set(settings) - set(mask.later_settings))
     if missing:
@@ -162,7 +167,7 @@ def _load_weights(mask: Masker, folder: Path) -> None:
         raise ValueError(f"{file} is missing; a {mask.kind!r} mask has weights.")
     try:
         tensors = load_file(file)
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise ValueError(f"{file} is not a readable safetensors file: {error}") from error
     optional = {name for name, _ in mask.named_buffers()}  # the controller's: files from before it lack them
     for name in sorted(set(expected) | set(tensors)):

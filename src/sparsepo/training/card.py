@@ -7,6 +7,7 @@ from typing import Any
 
 from sparsepo.masks import Masker
 from sparsepo.objectives import Objective
+from sparsepo.redaction import redacted
 
 
 def paper_of(objective: Objective) -> dict[str, str]:
@@ -49,6 +50,7 @@ def append_to_card(folder: str, section: str) -> None:
         return
     text = path.read_text(encoding="utf-8")
     marker = "## Citations"
+    text = redacted(text)
     text = text.replace(marker, section.lstrip("\n") + "\n" + marker, 1) if marker in text else text + section
     path.write_text(text, encoding="utf-8")
 

@@ -209,6 +209,11 @@ class SparsePOConfig(DPOConfig):
     precompute_ref_max_gib: float | None = _setting(
         None, "precompute_ref: estimated size over which nothing is begun, GiB. Unset: 50."
     )
+    non_finite: str = _setting(
+        "stop",
+        "A step whose loss or gradient is not finite: 'stop' (after a checkpoint) or 'skip' it (docs/robust_runs.md).",
+        ("stop", "skip"),
+    )
     max_prompt_length: int | None = _setting(
         None, "Keep only the last N tokens of a prompt. Unset: prompts are kept whole."
     )
@@ -235,6 +240,7 @@ class SparsePOConfig(DPOConfig):
         check_choice("mask_layers", self.mask_layers, ("all", "last"))
         check_choice("mask_map", self.mask_map, ("linear", "two_layer", "mlp"))
         check_choice("mask_on_failure", self.mask_on_failure, ("warn", "stop"))
+        check_choice("non_finite", self.non_finite, ("stop", "skip"), optional=False)
         check_choice("scorer", self.scorer, ("auto", "fused", "dense"), optional=False)
         check_choice("share_prefix", self.share_prefix, ("auto", "on", "off"), optional=False)
         check_number("scorer_memory_mib", self.scorer_memory_mib, above=0)

@@ -152,6 +152,12 @@ class MaskControl:
         places = torch.zeros(tokens, dtype=torch.int64, device=device), torch.arange(tokens, device=device)
         return torch.stack(masker.mixed_values([state[None] for state in states], places), dim=1)
 
+    def _forget_step(self) -> None:
+        """Drop what was seen of a step that is not made."""
+        self._seen = []
+        if self.mask_fit is not None:
+            self.mask_fit.forget()
+
     def _control_logs(self) -> dict[str, float]:
         """What the controllers ask for and where they stand, by mask."""
         logs: dict[str, float] = {}
@@ -174,9 +180,7 @@ class _Moves(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Begin without what an interrupted step left."""
-        self.control._seen = []
-        if self.control.mask_fit is not None:
-            self.control.mask_fit.forget()
+        self.control._forget_step()
         self.control.mask_schedule.check_fits(state.max_steps, has_target=bool(self.control.controllers))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

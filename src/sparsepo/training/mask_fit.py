@@ -93,6 +93,8 @@ class LogRatioFit:
         for name, head in zip(self.masker.heads, self.masker.mask_heads(), strict=True):
             own = self._sums.get(name, torch.zeros(2)).to(accelerator.device)
             total, count = accelerator.reduce(own, reduction="sum").tolist()
+            if not count and not self._sums:  # the step was left out
+                continue
             mean, old = total / count if count else 0.0, float(head.signal_size)
             head.signal_size.fill_(MEMORY * old + (1 - MEMORY) * mean if old > 0 else mean)
         self._sums = {}

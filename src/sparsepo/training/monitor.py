@@ -251,12 +251,10 @@ class MaskMonitor(TrainerCallback):
         """Write the file once more."""
         self.write()
 
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Put the monitor's state into the checkpoint."""
-        folder = self.path.parent / f"checkpoint-{state.global_step}"
-        if args.should_save and folder.is_dir():
-            memory = {"health": self.health.state(), "held_out": self.held_out.state()}
-            _write_json(folder / HEALTH_FILE, {**self.content(), "state": memory})
+    def save_state(self, folder: Path) -> None:
+        """Put the monitor's state into a checkpoint's folder. On the process that saves."""
+        memory = {"health": self.health.state(), "held_out": self.held_out.state()}
+        _write_json(folder / HEALTH_FILE, {**self.content(), "state": memory})
 
     def restore(self, checkpoint: str) -> None:
         """Take over the state of a checkpoint; one without (made without monitor) starts afresh."""

@@ -43,6 +43,10 @@ def refuse_settings(config: SparsePOConfig) -> None:
             config.mask_max_grad_norm is not None and not config.max_grad_norm,
             f"with max_grad_norm={config.max_grad_norm!r} Trainer clips nothing; give max_grad_norm a large value.",
         ),
+        "enable_jit_checkpoint": (
+            config.enable_jit_checkpoint,
+            "SIGTERM and Ctrl-C always save a checkpoint here, after the step under way; leave it False.",
+        ),
         "n_gpu": (
             config.n_gpu > 1,
             "one process with several GPUs would replicate the model for each batch (DataParallel); start one process a "

@@ -39,6 +39,7 @@ from .refusals import (
     refuse_settings,
     refuse_sync_without_reference,
 )
+from .run_guard import RunGuard
 from .settings import ResolvedSettings, resolve_settings
 from .sharding import is_fsdp2, keep_float32_results, refuse_before_sharding
 from .step import base_model_of
@@ -58,7 +59,7 @@ logger = logging.getLogger(__name__)
 
 
 class SparsePOTrainer(
-    MaskWatch, MaskCheckpoints, MaskOptimisation, MaskControl, ReferenceCaching, TokenLoss, DPOTrainer
+    RunGuard, MaskWatch, MaskCheckpoints, MaskOptimisation, MaskControl, ReferenceCaching, TokenLoss, DPOTrainer
 ):
     """Preference optimisation by token: SparsePO, MaPO, TDPO, DPO, SimPO and DPOP over one training loop.
 

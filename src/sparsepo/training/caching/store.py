@@ -150,14 +150,17 @@ def check_file(path: Path, shapes: Mapping[str, tuple[int, ...]] | None = None, 
         with safe_open(path, framework="pt") as file:
             content = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
             stated = json.loads((file.metadata() or {})[_METADATA])
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        is_intact = stated["crc32"] == _checksum(content, stated["settings"])
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         return f"{type(error).__name__}: {error}".splitlines()[0]
-    if stated["crc32"] != _checksum(content, stated["settings"]):
+    if not is_intact:
         return "its checksum does not match"
     if shapes is None:
         return ""
     if content.keys() != {"identity", "length", *shapes}:
         return f"it holds {', '.join(content)}"
+    if content["identity"].dim() != 1 or content["length"].dim() != 1:
+        return "its identities and lengths are no lists"
     if len(content["identity"]) != sequences or len(content["length"]) != sequences:
         return f"it holds {len(content['identity'])} sequences instead of {sequences}"
     tokens = int(content["length"].sum())

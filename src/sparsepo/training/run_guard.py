@@ -1,0 +1,184 @@
+"""What keeps a run whole when machines and numbers fail: sealed checkpoints, signals, steps that are not finite."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from safetensors import SafetensorError
+from torch import nn
+from transformers import TrainerCallback
+
+from . import sealing
+from .interruption import Signals, TrainingInterrupted
+from .non_finite import NonFiniteSteps
+from .sealing import CheckpointError
+
+logger = logging.getLogger(__name__)
+
+
+class RunGuard(NonFiniteSteps):
+    """The parts of a Trainer that save, stop and step, guarded. Mixed into the trainer before all others."""
+
+    # set by the trainer, or Trainer's own
+    accelerator: Any
+    args: Any
+    control: Any
+    state: Any
+    mask_monitor: Any
+    is_world_process_zero: Any
+    _get_output_dir: Any
+    _signals: Signals = Signals()  # of a run; this one hears nothing
+    _postponed_push: list[str] | None = None
+    _stop_signal = 0  # that all processes know of
+
+    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Training into a folder that no other process trains into, from a checkpoint that is whole.
+
+        Raises:
+            CheckpointError: the folder is in use, or a checkpoint is not whole or cannot be written.
+            TrainingInterrupted: SIGTERM or Ctrl-C; a checkpoint was saved before.
+            NonFiniteError: with ``non_finite='stop'``.
+        """
+        folder = self.args.output_dir
+        checkpoint = _checked(resume_from_checkpoint, folder)
+        self._stop_signal = 0
+        with _held(folder, self.is_world_process_zero()), Signals() as self._signals:
+            result = super().train(checkpoint, *args, **kwargs)
+        if self._stop_signal:
+            step = self.state.global_step
+            raise TrainingInterrupted(
+                self._stop_signal,
+                f"{signal.Signals(self._stop_signal).name}: stopped after step {step}, which is saved in "
+                f"{folder}/checkpoint-{step}; resume_from_checkpoint=auto goes on with it.",
+            )
+        return result
+
+    # ---- signals ----
+
+    def _local_flags(self, norm: Any) -> list[Any]:
+        return [*super()._local_flags(norm), self._signals.received or 0]
+
+    def _take_flags(self, flags: list[float]) -> None:
+        if self.accelerator.num_processes > 1:
+            self._stop_signal = int(flags[-1])
+        super()._take_flags(flags)
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        """After a signal: save at once, evaluate no more, stop."""
+        if self.accelerator.num_processes == 1:
+            self._stop_signal = self._signals.received or 0
+        if self._stop_signal:
+            self.control.should_save = self.control.should_training_stop = True
+            self.control.should_evaluate = False
+        super()._maybe_log_save_evaluate(*args, **kwargs)  # type: ignore[misc]
+
+    # ---- checkpoints ----
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Trainer's checkpoint, sealed when it is whole; only then older ones may go and pushes begin."""
+        folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+        if self.args.should_save:
+            sealing.remove(folder)  # what an interrupted run has left there
+        self.accelerator.wait_for_everyone()
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        self._postponed_push = []
+        try:
+            self._attempt(folder, lambda: super(RunGuard, self)._save_checkpoint(model, trial))  # type: ignore[misc]
+            self._attempt(folder, lambda: self._complete(folder))
+        finally:
+            self.args.save_total_limit = limit
+            pushes, self._postponed_push = self._postponed_push, None
+        for path in pushes:
+            self._push_from_checkpoint(path)
+        if self.args.should_save:
+            sealing.rotate(folder, limit, self.state.best_model_checkpoint)
+
+    def _complete(self, folder: Path) -> None:
+        if self.args.should_save:
+            if self.mask_monitor is not None:
+                self.mask_monitor.save_state(folder)
+            sealing.seal(folder)
+
+    def _attempt(self, folder: Path, save: Any) -> None:
+        """A part of saving. If it fails on one process, all of them stop with the reason. A collective call."""
+        problem: Exception | None = None
+        try:
+            save()
+        except torch.OutOfMemoryError:
+            raise
+        except (OSError, RuntimeError, SafetensorError) as error:
+            problem = error
+        failed = torch.tensor([float(problem is not None)], device=self.accelerator.device)
+        if float(self.accelerator.reduce(failed, reduction="sum")) == 0:
+            return
+        if self.args.should_save:
+            sealing.remove(folder)
+        raise CheckpointError(_why(folder, problem)) from problem
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if self._postponed_push is not None:
+            self._postponed_push.append(checkpoint_folder)
+        else:
+            super()._push_from_checkpoint(checkpoint_folder)  # type: ignore[misc]
+
+    def _save_before_stop(self) -> str:
+        """A checkpoint of the weights before a step that is not finite; returns where. A collective call."""
+        step = self.state.global_step
+        folder = Path(self.args.output_dir) / f"checkpoint-{step}"
+        if step == 0:
+            return "no step was made before it"
+        if sealing.problem_of(folder) is not None:
+            self._save_checkpoint(self.model, None)
+        return f"{folder} holds the weights before it"
+
+
+class SealingCallback(TrainerCallback):
+    """Seals the checkpoints of a trainer that is not ours."""
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Write the list of files, when all processes have written theirs."""
+        PartialState().wait_for_everyone()
+        if args.should_save:
+            sealing.seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+
+
+def _checked(wish: Any, folder: str) -> Any:
+    """A checkpoint to resume from: the last whole one for True, otherwise the one named, if it is whole."""
+    if not wish:
+        return None
+    if wish is True:
+        found = sealing.last_whole(folder, logger.warning)
+        if found is None:
+            raise CheckpointError(f"resume_from_checkpoint=True: {folder} holds no whole checkpoint.")
+        return str(found)
+    problem = sealing.problem_of(wish)
+    if problem is not None:
+        raise CheckpointError(f"resume_from_checkpoint={wish}: {problem}. Resume from an earlier one, or start anew.")
+    return wish
+
+
+def _held(folder: str, is_main: bool) -> Any:
+    from contextlib import nullcontext
+
+    return sealing.holding(folder) if is_main else nullcontext()
+
+
+def _why(folder: Path, problem: Exception | None) -> str:
+    import shutil
+
+    reason = "another process says why" if problem is None else str(problem).strip() or type(problem).__name__
+    try:
+        space = f"{shutil.disk_usage(folder.parent).free / 2**30:.1f} GiB are free there"
+    except OSError as error:
+        space = f"its disk cannot be asked for room: {error}"
+    last = sealing.last_whole(folder.parent)
+    kept = f"{last.name} is the last whole checkpoint" if last is not None else "there is no earlier checkpoint"
+    return (
+        f"{folder} could not be written ({reason}); {space}. What there was of it is taken away; {kept}. Make room, then go "
+        "on with resume_from_checkpoint=auto."
+    )
