@@ -211,7 +211,7 @@ def test_without_layers_hostile_programs_reach_what_they_look_for() -> None:
         assert outcome.passed, (name, outcome)
 
 
-def test_the_sandbox_dies_with_its_caller() -> None:
+def test_the_sandbox_dies_with_its_caller(tmp_path: Path) -> None:
     source = Path(running.__file__).parents[2]
     script = (
         "import sys, types\n"  # without the rest of the package, which takes seconds to import
