@@ -176,7 +176,8 @@ def _run(name: str, folder: Path, processes: int, rank: int, count: int, setting
     names = ("lora", "streaming", "tamper", "emptied")
     lora, streaming, tamper, emptied = (settings.pop(key, False) for key in names)
     architecture = settings.pop("architecture", "gpt2")
-    config = run_config(
+    rows, sets = prepared_rows(folder / "rows", count), heldout(folder)
+    config = run_config(  # after the rows, whose preparation has an accelerator of its own
         folder / f"{name}-{processes}",
         **settings,
         per_device_train_batch_size=GLOBAL_BATCH // processes,
@@ -188,7 +189,6 @@ def _run(name: str, folder: Path, processes: int, rank: int, count: int, setting
     models: dict[str, Any] = {"model": reference}
     if not lora:
         models = {"model": perturbed(reference), "ref_model": reference}
-    rows, sets = prepared_rows(folder / "rows", count), heldout(folder)
     if streaming:
         rows = rows.to_iterable_dataset(num_shards=2)  # accelerate would give each process one, of 6 and 5 rows
         sets = {name: part.to_iterable_dataset() for name, part in sets.items()}
