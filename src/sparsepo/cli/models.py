@@ -133,8 +133,8 @@ def refuse_other_tokenizer(tokenizer: Any, reference: str, trust_remote_code: bo
         if theirs.get(number, token) != token:
             raise CliError(
                 f"ref_model_name_or_path={reference}: its tokenizer differs from the policy's (id {number} is {token!r} in "
-                f"the policy's and {theirs[number]!r} there): log-ratios and KL need one vocabulary. Give a reference with the "
-                "policy's tokenizer."
+                f"the policy's and {theirs[number]!r} there): log-ratios and KL need one vocabulary. Give a reference with "
+                "the policy's tokenizer."
             )
 
 
