@@ -187,6 +187,27 @@ def test_a_reference_of_another_vocabulary_is_refused(tmp_path: Path, how: str) 
         SparsePOTrainer(tiny_model("gpt2"), other, **arguments)
 
 
+def test_a_reference_with_another_tokenizer_is_refused(tmp_path: Path) -> None:
+    """Of equal size, but with other words at the ids: nothing else would notice."""
+    import json
+
+    from sparsepo.cli.base import CliError
+    from sparsepo.cli.models import refuse_other_tokenizer
+
+    same, other, none = tmp_path / "same", tmp_path / "other", tmp_path / "none"
+    tiny_tokenizer().save_pretrained(same)
+    tiny_tokenizer().save_pretrained(other)
+    none.mkdir()
+    content = json.loads((other / "tokenizer.json").read_text())
+    vocabulary = content["model"]["vocab"]
+    vocabulary["good"], vocabulary["bad"] = vocabulary["bad"], vocabulary["good"]
+    (other / "tokenizer.json").write_text(json.dumps(content))
+    for folder in (same, none):
+        refuse_other_tokenizer(tiny_tokenizer(), str(folder))
+    with pytest.raises(CliError, match=r"id \d+ is 'good' in the policy's and 'bad' there"):
+        refuse_other_tokenizer(tiny_tokenizer(), str(other))
+
+
 def test_the_collator_takes_time_in_proportion_to_the_tokens() -> None:
     """Rows of 100,000 tokens: ten times the tokens take about ten times as long, not a hundred."""
     collator = PreferenceCollator(pad_token_id=0, max_length=None)

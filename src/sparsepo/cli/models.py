@@ -150,6 +150,27 @@ def load_tokenizer(name: str, revision: str | None = None, trust_remote_code: bo
     return tokenizer
 
 
+def refuse_other_tokenizer(tokenizer: Any, reference: str, trust_remote_code: bool = False) -> None:
+    """Refuse a reference whose tokenizer gives an id to another token: its probabilities would be of other words.
+
+    A reference without tokenizer files is taken at its word. Raises :class:`CliError`.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        other = AutoTokenizer.from_pretrained(reference, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError):
+        return
+    theirs = {number: token for token, number in other.get_vocab().items()}
+    for token, number in tokenizer.get_vocab().items():
+        if theirs.get(number, token) != token:
+            raise CliError(
+                f"ref_model_name_or_path={reference}: its tokenizer differs from the policy's (id {number} is {token!r} in "
+                f"the policy's and {theirs[number]!r} there): log-ratios and KL need one vocabulary. Give a reference with "
+                "the policy's tokenizer."
+            )
+
+
 def positions_of(name: str, trust_remote_code: bool = False) -> int | None:
     """How many positions a model has, where its config says so."""
     from transformers import AutoConfig

@@ -86,7 +86,7 @@ def _recipe_environment(arguments: list[str]) -> None:
 def _train(settings: TrainSettings, arguments: list[str]) -> None:
     from rich.console import Console
 
-    from .models import check_model_name, check_quantisation, load_tokenizer
+    from .models import check_model_name, check_quantisation, load_tokenizer, refuse_other_tokenizer
     from .pages import keep_pairs
     from .preference_sets import DataRequest, preference_sets
     from .progress import quiet_settings, shorten_logs
@@ -108,6 +108,8 @@ def _train(settings: TrainSettings, arguments: list[str]) -> None:
         claim_output_dir(config.output_dir, resume, own.overwrite_output_dir, name)
     _fit_length(settings, name, console)
     tokenizer = load_tokenizer(name, settings.model.model_revision, config.trust_remote_code)
+    if own.ref_model_name_or_path is not None:
+        refuse_other_tokenizer(tokenizer, own.ref_model_name_or_path, config.trust_remote_code)
     sets = preference_sets(
         DataRequest(
             settings.script, settings.mixture, own, config, settings.given, tokenizer, config.max_length, console
