@@ -134,16 +134,16 @@ def test_comparison_of_what_cannot_be_compared() -> None:
 
 
 def test_no_difference_is_found_as_often_as_chance_says() -> None:
-    """Of 200 comparisons of equal methods about 5 % have p < 0.05 (between 1 % and 10 % of draws of this size)."""
+    """Of 100 comparisons of equal methods about 5 have p < 0.05."""
     rng = np.random.default_rng(1)
     below = 0
-    for _ in range(200):
+    for _ in range(100):
         kls = np.full((1, 40), 0.25)
         runs = {name: {0: [Curve(rng.normal(0.6, 0.2, (1, 40)), kls, 0.0)]} for name in ("a", "b")}
         p_value = compare(runs, [0.25], "a", draws=99).within[0.25]["b"].p_value
         assert p_value is not None
         below += p_value < 0.05
-    assert 2 <= below <= 20
+    assert 1 <= below <= 12
 
 
 def test_holm_adjusts_upwards_and_in_order() -> None:
