@@ -93,7 +93,7 @@ def draw_frontier(axes: Any, groups: Sequence[Group]) -> None:
         )
         for g, kl, reward in known:
             axes.annotate(f"{g.beta:g}", (kl.mean, reward.mean), xytext=(4, 4), textcoords="offset points", fontsize=7)
-    axes.set_xlim(left=min(0.0, axes.get_xlim()[0]) if axes.get_xlim()[0] < 0 else 0.0)
+    axes.set_xlim(left=0.0)  # an interval may reach below, a KL does not
     axes.set_xlabel("sequence KL(π‖ref), exact, nats")
     axes.set_ylabel("sampled reward")
     axes.legend(fontsize=8)
