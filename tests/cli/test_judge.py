@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from sparsepo.cli.judge import REWARD_KINDS
+from sparsepo.cli.base import CliError
+from sparsepo.cli.judge import PROGRAMS, REWARD_KINDS, reward_spec
 from tests.cli.conftest import Outcome, write_rows
 from tests.evaluation.judge.server import fails, judge_server, says
 from tests.support import tiny_tokenizer
@@ -302,7 +303,9 @@ def test_wrong_files(sparsepo: Call, tmp_path: Path, files: tuple[Path, Path]) -
 def test_reward_kinds_are_those_of_the_library() -> None:
     from sparsepo.evaluation.rewards import REWARDS
 
-    assert set(REWARD_KINDS) == set(REWARDS)
+    assert {*REWARD_KINDS, PROGRAMS} == set(REWARDS)
+    with pytest.raises(CliError, match="sparsepo code"):
+        reward_spec("code-tests:mbpp:FILE")
 
 
 def test_a_cache_of_ones_own(sparsepo: Call, tmp_path: Path, files: tuple[Path, Path]) -> None:

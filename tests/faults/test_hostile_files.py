@@ -355,13 +355,16 @@ def test_remote_code_is_off_unless_asked_for(tmp_path: Path) -> None:
 
 
 def test_nothing_is_unpickled() -> None:
-    """Of what this library reads itself nothing is a pickle: no call that could load one."""
+    """Of what this library reads itself nothing is a pickle: no call that could load one, or run a text as code.
+
+    Programs that are to be judged are run, within the sandbox's own confined processes.
+    """
     import ast
 
     import sparsepo
 
     package = Path(sparsepo.__file__).parent
-    for file in package.rglob("*.py"):
+    for file in set(package.rglob("*.py")) - set((package / "evaluation" / "sandbox" / "inside").rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             name = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
             unsafe = (

@@ -43,6 +43,7 @@ _ENDPOINT_ONLY: dict[str, Any] = {
 }
 # repeated here because importing them takes seconds (a test compares them)
 REWARD_KINDS = ("classifier", "regression", "lexicon", "playground")
+PROGRAMS = "code-tests"  # runs what is judged: `sparsepo code` does that
 _REWARD_ONLY: dict[str, Any] = {"tie_margin": 0.0, "reward_batch_size": None, "reward_max_length": None}
 _MODEL_OPTIONS = ("reward_batch_size", "reward_max_length")
 
@@ -207,6 +208,8 @@ def reward_spec(name: str) -> tuple[str, dict[str, Any]]:
         CliError: no such folder, or a folder without a model.
     """
     kind = name.partition(":")[0]
+    if kind == PROGRAMS:
+        raise CliError(f"--reward_model {name}: programs are judged by `sparsepo code`, which runs them in a sandbox.")
     if kind not in REWARD_KINDS:
         from transformers import AutoConfig
 

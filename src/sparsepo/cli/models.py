@@ -162,7 +162,7 @@ def refuse_other_tokenizer(tokenizer: Any, reference: str, trust_remote_code: bo
     except (OSError, ValueError):
         return
     theirs = {number: token for token, number in other.get_vocab().items()}
-    for token, number in tokenizer.get_vocab().items():
+    for token, number in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]):
         if theirs.get(number, token) != token:
             raise CliError(
                 f"ref_model_name_or_path={reference}: its tokenizer differs from the policy's (id {number} is {token!r} in "
