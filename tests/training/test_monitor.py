@@ -195,7 +195,8 @@ def test_a_learned_mask_that_cannot_tell_tokens_apart_is_saturated(tmp_path, row
 
 
 def test_masks_that_are_not_finite(tmp_path, rows):
-    trainer = run(tmp_path, rows, mask=GivenMask(lambda i: torch.where(i.noise.position % 5 == 4, torch.inf, 1.0)))
+    mask = GivenMask(lambda i: torch.where(i.noise.position % 5 == 4, torch.inf, 1.0))
+    trainer = run(tmp_path, rows, mask=mask, non_finite="skip")  # "stop" would end before the monitor speaks
     assert "of the values of the common mask are not finite (since step 1)" in found(trainer)["non_finite"]
 
 

@@ -131,7 +131,7 @@ class RunGuard(NonFiniteSteps):
         step = self.state.global_step
         folder = Path(self.args.output_dir) / f"checkpoint-{step}"
         if step == 0:
-            return "no step was made before it"
+            return "No step was made before it"
         if sealing.problem_of(folder) is not None:
             self._save_checkpoint(self.model, None)
         return f"{folder} holds the weights before it"
