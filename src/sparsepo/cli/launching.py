@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.resources
 import os
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -100,9 +101,12 @@ def launch(
         use_cpu: the run was told to stay on the CPU.
 
     Returns:
-        Exit status: 0, or 1 if a process failed (it has said why).
+        Exit status: 0, 130 or 143 after a signal, or 1 if a process failed (it has said why).
     """
     import subprocess
+
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     from accelerate.commands.launch import launch_command, launch_command_parser
 
@@ -118,7 +122,19 @@ def launch(
     try:
         launch_command(parsed)
     except subprocess.CalledProcessError as error:
-        return 130 if error.returncode in (130, -2) else 1
+        return _status([error.returncode])
+    except ChildFailedError as error:
+        return _status([failure.exitcode for failure in error.failures.values()])
+    except SignalException as error:
+        return 128 + int(error.sigval)
     finally:
         os.environ.pop(LAUNCHED, None)
     return 0
+
+
+def _status(codes: Sequence[int]) -> int:
+    """That of a signal, if a process ended by one or for one; else 1."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        if any(code in (128 + number, -number) for code in codes):
+            return 128 + number
+    return 1

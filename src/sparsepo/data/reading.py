@@ -164,7 +164,9 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, Row]]:
         raise DataError(f"{path}: not a readable Parquet file ({_short(str(error))}).") from error
     number = 0
     try:
-        for batch in file.iter_batches(batch_size=1000):
+        for batch in file.iter_batches(batch_size=16):  # few rows: one value repeated may stand for gigabytes
+            if batch.nbytes > unpacked_bound(path):
+                raise DataError(f"{path}, after row {number}: unpacks to far more than its size; it may be a trap.")
             for row in batch.to_pylist():
                 number += 1
                 yield number, row

@@ -35,6 +35,7 @@ class RunGuard(NonFiniteSteps):
     _signals: Signals = Signals()  # of a run; this one hears nothing
     _postponed_push: list[str] | None = None
     _stop_signal = 0  # that all processes know of
+    _stop_saved = False  # whether its checkpoint has been asked for
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Training into a folder that no other process trains into, from a checkpoint that is whole.
@@ -46,17 +47,38 @@ class RunGuard(NonFiniteSteps):
         """
         folder = self.args.output_dir
         checkpoint = _checked(resume_from_checkpoint, folder)
-        self._stop_signal = 0
+        self._stop_signal, self._stop_saved = 0, False
         with _held(folder, self.is_world_process_zero()), Signals() as self._signals:
+            self._leave_other_course(checkpoint, folder)
             result = super().train(checkpoint, *args, **kwargs)
+            late = 0 if self._stop_signal else self._signal_of_any_process()
+        step = self.state.global_step
         if self._stop_signal:
-            step = self.state.global_step
             raise TrainingInterrupted(
                 self._stop_signal,
                 f"{signal.Signals(self._stop_signal).name}: stopped after step {step}, which is saved in "
                 f"{folder}/checkpoint-{step}; resume_from_checkpoint=auto goes on with it.",
             )
+        if late:
+            last = sealing.last_whole(folder)
+            kept = f"{last.name} is the last whole checkpoint" if last is not None else "no checkpoint was saved"
+            raise TrainingInterrupted(late, f"{signal.Signals(late).name}: came after the last step, {step}; {kept}.")
         return result
+
+    def _leave_other_course(self, checkpoint: Any, folder: str) -> None:
+        """Checkpoints after the one that is gone on from are of another course. A collective call."""
+        found = sealing.checkpoint_folders(folder)
+        start = next((path for path in found if checkpoint and path.resolve() == Path(checkpoint).resolve()), None)
+        if self.args.should_save and (start is not None or not checkpoint):
+            step = int(start.name.rpartition("-")[2]) if start is not None else 0
+            for path in sealing.set_aside(folder, step):
+                logger.warning("%s: a checkpoint of an earlier run, after step %d where this one goes on.", path, step)
+        self.accelerator.wait_for_everyone()
+
+    def _signal_of_any_process(self) -> int:
+        """A signal that came when no step could hear it, 0 for none. A collective call."""
+        received = torch.tensor([float(self._signals.received or 0)], device=self.accelerator.device)
+        return int(self.accelerator.gather(received).max())
 
     # ---- signals ----
 
@@ -73,9 +95,20 @@ class RunGuard(NonFiniteSteps):
         if self.accelerator.num_processes == 1:
             self._stop_signal = self._signals.received or 0
         if self._stop_signal:
-            self.control.should_save = self.control.should_training_stop = True
-            self.control.should_evaluate = False
+            self.control.should_training_stop, self.control.should_evaluate = True, False
+            self.control.should_save = not self._stop_saved  # Trainer asks once more at the end of the epoch
+            self._stop_saved = True
         super()._maybe_log_save_evaluate(*args, **kwargs)  # type: ignore[misc]
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        """After a signal: what was just saved stays, and nothing else is loaded in the seconds that are left."""
+        keep = self.args.save_total_limit, self.args.load_best_model_at_end
+        if self._stop_signal:
+            self.args.save_total_limit, self.args.load_best_model_at_end = None, False
+        try:
+            return super()._finalize_training(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            self.args.save_total_limit, self.args.load_best_model_at_end = keep
 
     # ---- checkpoints ----
 

@@ -7,6 +7,7 @@ differs from it, is never resumed from.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -41,7 +42,8 @@ def seal(folder: str | os.PathLike[str]) -> None:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(root / SEAL)
-    _sync_folder(root)
+    for directory in (*(path for path in root.rglob("*") if path.is_dir()), root):
+        _sync_folder(directory)
 
 
 def problem_of(folder: str | os.PathLike[str]) -> str | None:
@@ -99,6 +101,22 @@ def rotate(current: Path, limit: int | None, best: str | None) -> None:
     others = [path for path in folders if path.resolve() not in kept]
     for path in others[: max(0, len(folders) - max(limit, len(kept)))]:
         remove(path)
+
+
+def set_aside(output_dir: str | os.PathLike[str], step: int) -> list[Path]:
+    """Rename the whole checkpoints after ``step``, so that a run that goes on from there is not overtaken by them.
+
+    Without this, ``auto`` would later go on with the largest number, which belongs to the course that was left.
+
+    Returns:
+        Their new folders, ``abandoned-checkpoint-N``.
+    """
+    moved = []
+    for path in checkpoint_folders(output_dir):
+        if int(path.name.rpartition("-")[2]) > step and problem_of(path) is None:
+            names = (f"abandoned-{path.name}" + (f"-{number}" if number else "") for number in itertools.count())
+            moved.append(path.rename(next(path.with_name(name) for name in names if not path.with_name(name).exists())))
+    return moved
 
 
 def remove(folder: Path) -> None:
