@@ -218,3 +218,12 @@ def test_bad_server_settings(url: str, changes: dict[str, Any], said: str) -> No
         served(url, **changes)
     with pytest.raises(ValueError, match="which the completions API does not take"):
         served("http://localhost:8000", api="completions").check([[{"role": "user", "content": "a"}]])
+
+
+def test_lines_end_at_line_feeds_only():
+    """Texts hold separators that ``str.splitlines`` breaks at, and JSON leaves them as they are."""
+    from sparsepo.evaluation.json_lines import lines_of
+
+    texts = ["a\x85b\u2028c\u2029d\x0be\x1cf", "g"]
+    written = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
+    assert [json.loads(line)["text"] for line in lines_of(written)] == texts

@@ -105,10 +105,9 @@ def launch(
     """
     import subprocess
 
+    from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-
-    from accelerate.commands.launch import launch_command, launch_command_parser
 
     path = accelerate_config_path(config)
     refuse_sharding_on_cpu(path, use_cpu)

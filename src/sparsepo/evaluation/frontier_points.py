@@ -16,6 +16,7 @@ from sparsepo.data.writing import replacing
 from sparsepo.masks import Masker
 
 from .generation import Completion, Progress, Prompt, sample_completions
+from .json_lines import lines_of
 from .kl import divergences
 from .rewards import Reward
 
@@ -166,7 +167,7 @@ class PointStore:
     def read(self, key: str) -> Point:
         """A stored point."""
         content = json.loads((self.folder / f"{key}.json").read_text(encoding="utf-8"))
-        lines = (self.folder / f"{key}.jsonl").read_text(encoding="utf-8").splitlines()
+        lines = lines_of((self.folder / f"{key}.jsonl").read_text(encoding="utf-8"))
         rows = [json.loads(line) for line in lines]
         shape = (len(self.prompts), self.settings.samples)
         kls = {name: np.array([row["kl"][name] for row in rows]).reshape(shape) for name in rows[0]["kl"]}

@@ -14,6 +14,7 @@ from sparsepo.data import DataError
 from sparsepo.data.writing import check_output, replacing, write_rows
 
 from .generation import Prompt, sample_completions
+from .json_lines import lines_of
 from .rewards import Reward
 
 Row = dict[str, Any]
@@ -244,7 +245,7 @@ class _Partial:
             file.writelines(_lines(own) for own in self.done.values())
 
     def _read(self, identity: Row, samples: int) -> None:
-        lines = self.path.read_text(encoding="utf-8").splitlines()
+        lines = lines_of(self.path.read_text(encoding="utf-8"))
         try:
             before = json.loads(lines[0])["sampling"]
         except (IndexError, ValueError, KeyError, TypeError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
@@ -10,10 +9,10 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
+from .endpoints import KEY_VARIABLES, headers_for, key_from_environment
 from .generation import Prompt
 from .sampling import Sample, Sampler, SamplingSettings
 
-KEYS = ("SPARSEPO_API_KEY", "OPENAI_API_KEY")  # the first one set is sent; none is ever written
 APIS = ("auto", "completions", "chat")
 _ROUNDS = 16  # requests for one prompt where a server gives fewer completions than asked for
 
@@ -65,7 +64,7 @@ class ServerSampler(Sampler):
             raise ValueError("max_prompt_length has no effect on a server, which has its own tokenizer.")
         self.url, self.model, self.settings, self.api = url, model, settings, api
         self.parallel, self.prompts_at_once = parallel, 8 * parallel
-        self._key = next((os.environ[name] for name in KEYS if os.environ.get(name)), "none")
+        self._key, _ = key_from_environment()
         self._client = _client(url, self._key, timeout, retries)
 
     def check(self, prompts: Sequence[Prompt]) -> None:
@@ -118,7 +117,9 @@ class ServerSampler(Sampler):
             else:
                 answer = self._client.completions.create(prompt=prompt, **common)
         except openai.AuthenticationError as error:
-            raise ServerError(f"{self.url} refuses the key: set {' or '.join(KEYS)}. ({self._said(error)})") from None
+            raise ServerError(
+                f"{self.url} refuses the key: set {' or '.join(KEY_VARIABLES)}. ({self._said(error)})"
+            ) from None
         except openai.OpenAIError as error:
             raise ServerError(f"{self.url}: {type(error).__name__}: {self._said(error)}") from None
         except ValueError as error:  # an answer that is no JSON
@@ -129,7 +130,7 @@ class ServerSampler(Sampler):
         """An error's text, and the server's own; servers may repeat the key in it."""
         response = getattr(error, "response", None)
         said = str(error) if response is None else f"{error} {response.text}"
-        return " ".join(said.split())[:400].replace(self._key, "…")
+        return " ".join(said.split())[:400].replace(self._key or "\0", "…")
 
     def _choices(self, answer: Any) -> list[Any]:
         choices = getattr(answer, "choices", None)
@@ -138,12 +139,14 @@ class ServerSampler(Sampler):
         return choices
 
 
-def _client(url: str, key: str, timeout: float, retries: int) -> Any:
+def _client(url: str, key: str | None, timeout: float, retries: int) -> Any:
     try:
         from openai import OpenAI
     except ImportError as error:
         raise ImportError("Sampling from a server needs the package openai: pip install 'sparsepo[judge]'") from error
-    return OpenAI(base_url=url, api_key=key, timeout=timeout, max_retries=retries)
+    return OpenAI(
+        base_url=url, api_key=key or "none", timeout=timeout, max_retries=retries, default_headers=headers_for(url)
+    )
 
 
 def _sample(choice: Any, is_chat: bool, seed: int, url: str) -> Sample:

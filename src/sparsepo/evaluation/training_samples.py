@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 from sparsepo.data.writing import replacing
 
 from .generation import Prompt
+from .json_lines import lines_of
 from .rewards import Reward
 from .sampling import LocalSampler, SamplingSettings
 
@@ -127,7 +128,7 @@ class TrainingSamples(TrainerCallback):
 def read_samples(output_dir: str | Path) -> list[dict[str, Any]]:
     """The rows of a run's samples; a line that was cut off by an interruption is left out."""
     rows = []
-    for line in (Path(output_dir) / FILE).read_text(encoding="utf-8").splitlines():
+    for line in lines_of((Path(output_dir) / FILE).read_text(encoding="utf-8")):
         try:
             rows.append(json.loads(line))
         except ValueError:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from sparsepo.evaluation.endpoints import key_from_environment
+
 from .asking import Asked, Manners, ask_all
 from .budget import BudgetError, Ledger, Prices
 from .cache import AnswerCache, default_cache, request_key
-from .client import Endpoint, JudgeError, key_from_environment
+from .client import Endpoint, JudgeError
 from .comparisons import Comparison, Joined, comparisons_of, has_both_answers, join_answers
 from .questions import Verdict, forecast, requests_of, settings_with, verdicts_of
 from .report import summarise

@@ -9,16 +9,16 @@ from __future__ import annotations
 import asyncio
 import email.utils
 import json
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
+from sparsepo.evaluation.endpoints import headers_for
+
 from .budget import usage_of
 
-KEY_VARIABLES = ("SPARSEPO_API_KEY", "OPENAI_API_KEY")
 LARGEST = 4 * 2**20  # bytes of an answer
 _SECRET = 8  # shorter keys are placeholders of local servers, and may be words of a text
 _FATAL = {
@@ -114,14 +114,6 @@ class Endpoint:
         return text.replace(self.key, "[key]") if self.key is not None and len(self.key) >= _SECRET else text
 
 
-def key_from_environment() -> tuple[str | None, str | None]:
-    """The API key and the variable that it comes from. A variable that is set and empty means: no key."""
-    for name in KEY_VARIABLES:
-        if (value := os.environ.get(name)) is not None:
-            return (value.strip(), name) if value.strip() else (None, None)
-    return None, None
-
-
 class Client:
     """Sends requests; to be used within one event loop.
 
@@ -135,15 +127,12 @@ class Client:
 
         self._openai = openai
         self._endpoint = endpoint
-        # an organisation or project from the environment belongs to OpenAI's own address
-        is_openai = (urlsplit(endpoint.url).hostname or "").endswith("openai.com")
-        others = {} if is_openai else {"OpenAI-Organization": openai.Omit(), "OpenAI-Project": openai.Omit()}
         self._client = openai.AsyncOpenAI(
             base_url=endpoint.url,
             api_key=endpoint.key or "none",  # the package insists on one; local servers take any
             max_retries=0,
             timeout=endpoint.timeout,
-            default_headers=others,
+            default_headers=headers_for(endpoint.url),
             http_client=openai.DefaultAsyncHttpxClient(follow_redirects=False),
         )
 
