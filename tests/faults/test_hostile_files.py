@@ -185,6 +185,7 @@ yaml_texts = st.one_of(
             "%YAML 9.9\n---\na: 1",
             "objective: [[[[sparsepo]]]]",
             "mask: .nan",
+            "0: !!timestamp",  # PyYAML meets it with an AttributeError
         ]
     ),
 )

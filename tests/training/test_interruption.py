@@ -163,8 +163,11 @@ def test_a_signal_in_a_script_stops_it_after_a_checkpoint(
     expected = build(run_config(tmp_path / "whole"), rows)
     expected.train()
     trainer = build(run_config(tmp_path / "out"), rows, callbacks=[Sends()])
+    sealed: list[Path] = []
+    trainer._complete = lambda folder: (sealed.append(folder), type(trainer)._complete(trainer, folder))  # type: ignore[method-assign]
     with pytest.raises(TrainingInterrupted, match="checkpoint-2; resume_from_checkpoint=auto goes on") as caught:
         trainer.train()
+    assert [folder.name for folder in sealed].count("checkpoint-2") == 1  # and not again when the epoch ends
     assert caught.value.status == 128 + number
     assert signal.getsignal(number) is before
     resumed = build(run_config(tmp_path / "out"), rows)
@@ -180,3 +183,32 @@ def test_the_second_signal_ends_at_once() -> None:
         assert signals.received == signal.SIGTERM
         with pytest.raises(TrainingInterrupted, match="second time"):
             signal.raise_signal(signal.SIGTERM)
+
+
+def test_a_signal_after_the_last_step_is_heard(tmp_path: Path, rows: Dataset) -> None:
+    from transformers import TrainerCallback
+
+    from sparsepo.training.interruption import TrainingInterrupted
+
+    class Sends(TrainerCallback):
+        def on_train_end(self, args: object, state: object, control: object, **kwargs: object) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+    trainer = build(run_config(tmp_path / "out"), rows, callbacks=[Sends()])
+    with pytest.raises(TrainingInterrupted, match="came after the last step") as caught:
+        trainer.train()
+    assert caught.value.status == 143
+
+
+def test_checkpoints_of_a_course_that_was_left_do_not_overtake(tmp_path: Path, rows: Dataset) -> None:
+    """Going on from an earlier checkpoint: later ones of the first course keep their files under another name."""
+    out = tmp_path / "out"
+    run_of(out, rows).train()
+    last = sealing.last_whole(out)
+    assert last is not None
+    assert last.name == "checkpoint-6"
+    again = run_of(out, rows)
+    again.args.max_steps = 6
+    again.train(resume_from_checkpoint=str(out / "checkpoint-5"))
+    assert (out / "abandoned-checkpoint-6" / "model.safetensors").is_file()
+    assert {path.name for path in sealing.checkpoint_folders(out)} == {"checkpoint-5", "checkpoint-6"}

@@ -68,7 +68,7 @@ def read_recipe(path: str) -> Recipe:
         raise CliError(f"{path}{_line_of(error)}: not valid YAML ({_problem_of(error)}).") from error
     except RecursionError:
         raise CliError(f"{path}: nested too deeply for a recipe.") from None
-    except (ValueError, TypeError, OverflowError) as error:  # dates, numbers and names that Python cannot make
+    except (ValueError, TypeError, OverflowError, AttributeError) as error:  # what Python or PyYAML cannot make
         raise CliError(f"{path}: a value cannot be read ({error}); put it in quotes.") from error
     finally:
         if loader is not None:
