@@ -162,3 +162,47 @@ def test_intervals_cover_the_mean_of_prompts_and_of_seeds() -> None:
     assert apart[2] - apart[1] > 1.5  # two seeds that differ by 2
     with pytest.raises(ValueError, match="no values"):
         bootstrap_mean([])
+    with pytest.raises(ValueError, match=r"\[3, 4\].*shared_prompts=False"):
+        bootstrap_mean([np.zeros(3), np.zeros(4)])
+    assert bootstrap_mean([np.zeros(3), np.zeros(4)], shared_prompts=False) == (0.0, 0.0, 0.0)
+
+
+def half_width(interval: tuple[float, float, float]) -> float:
+    return (interval[2] - interval[1]) / 2
+
+
+@pytest.mark.parametrize("seeds", [1, 3, 8])
+def test_what_prompts_do_to_all_seeds_is_not_averaged_away(seeds: int) -> None:
+    rng = np.random.default_rng(seeds)
+    prompts = rng.normal(0.5, 0.3, 200)
+    groups = [prompts + rng.normal(0, 0.01, 200) for _ in range(seeds)]
+    kls = np.full((1, 200), 0.25)
+    runs = {"DPO": {seed: [Curve(own[None], kls, 0.0)] for seed, own in enumerate(groups)}}
+    alone = 1.96 * prompts.std() / np.sqrt(200)
+    for shared, expected in ((True, alone), (False, alone / np.sqrt(seeds))):
+        mean = bootstrap_mean(groups, shared_prompts=shared)
+        compared = compare(runs, [0.25], "DPO", draws=500, shared_prompts=shared).within[0.25]["DPO"].reward
+        assert half_width(mean) == pytest.approx(expected, rel=0.12)
+        assert half_width(compared) == pytest.approx(expected, rel=0.15)
+
+
+def test_seeds_of_different_numbers_of_prompts_do_not_share_them() -> None:
+    runs = {
+        "DPO": {0: [Curve(np.ones((1, 3)), np.ones((1, 3)), 0.0)], 1: [Curve(np.ones((1, 4)), np.ones((1, 4)), 0.0)]}
+    }
+    with pytest.raises(ValueError, match=r"\[3, 4\].*shared_prompts=False"):
+        compare(runs, [1.0], "DPO", draws=2)
+    assert compare(runs, [1.0], "DPO", draws=2, shared_prompts=False).within[1.0]["DPO"].reward == (1.0, 1.0, 1.0)
+
+
+def test_intervals_cover_the_truth_as_often_as_they_claim() -> None:
+    """Twelve seeds on the same 60 prompts: seeds, prompts and single responses all vary; the true mean is 0."""
+    rng = np.random.default_rng(0)
+    covered = {True: 0, False: 0}
+    for _ in range(300):
+        values = rng.normal(0, 0.05, (12, 1)) + rng.normal(0, 0.5, (1, 60)) + rng.normal(0, 0.3, (12, 60))
+        for shared in covered:
+            _, low, high = bootstrap_mean(values, draws=200, shared_prompts=shared)
+            covered[shared] += low <= 0 <= high
+    assert 0.91 <= covered[True] / 300 <= 0.98
+    assert covered[False] / 300 < 0.75  # prompts drawn anew for each seed

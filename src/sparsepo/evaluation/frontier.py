@@ -1,7 +1,8 @@
 """Reward against KL: curves of policies over their training, fronts, reward at matched KL, and tests of differences.
 
 Every estimate is of means over prompts; intervals and tests come from a bootstrap over seeds and prompts that draws the
-same seeds and prompts for every method, since methods share them.
+same seeds and prompts for every method, since methods share them. Where seeds share their prompts too, one draw of
+prompts is for all of them: what a prompt does to every seed is not averaged away by more seeds.
 """
 
 from __future__ import annotations
@@ -108,14 +109,18 @@ def mean_height(values: Array) -> float:
     return float((values[..., :-1] + values[..., 1:]).mean() / 2)
 
 
-def bootstrap_mean(groups: Sequence[ArrayLike], draws: int = 1000, seed: int = 0) -> Interval:
-    """Mean of the groups' means with a 95 % interval: groups (seeds) are drawn, then the values (prompts) of each.
+def bootstrap_mean(
+    groups: Sequence[ArrayLike], draws: int = 1000, seed: int = 0, *, shared_prompts: bool = True
+) -> Interval:
+    """Mean of the groups' means with a 95 % interval: groups (seeds) and values (prompts) are drawn.
 
-    One group says nothing of the spread between groups: its interval is over its values alone. With few groups intervals
-    are somewhat narrow, by √((n − 1)/n).
+    With ``shared_prompts`` the groups hold the same prompts in the same order, and a resample draws prompts once for all
+    of them (Owen 2007, "The pigeonhole bootstrap"); else it draws them anew within each drawn group. One group says
+    nothing of the spread between groups: its interval is over its values alone. With few groups intervals are somewhat
+    narrow, by √((n − 1)/n).
 
     Raises:
-        ValueError: no groups, or an empty one.
+        ValueError: no groups, an empty one, or shared prompts in groups of different sizes.
     """
     arrays = [np.asarray(group, dtype=np.float64) for group in groups]
     if not arrays or any(not array.size for array in arrays):
@@ -123,6 +128,11 @@ def bootstrap_mean(groups: Sequence[ArrayLike], draws: int = 1000, seed: int = 0
     rng = np.random.default_rng(seed)
     estimate = float(np.mean([array.mean() for array in arrays]))
     drawn = rng.integers(len(arrays), size=(draws, len(arrays)))
+    if shared_prompts:
+        size = _shared_size({array.size for array in arrays})
+        prompts = rng.integers(size, size=(draws, size))
+        means = np.stack([array[prompts].mean(1) for array in arrays], axis=1)
+        return _interval(estimate, np.take_along_axis(means, drawn, axis=1).mean(1))
     total = np.zeros(draws)
     for slot in range(len(arrays)):
         for place, array in enumerate(arrays):
@@ -168,12 +178,13 @@ def compare(
     limit: float | None = None,
     draws: int = 1000,
     seed: int = 0,
+    shared_prompts: bool = True,
 ) -> Comparisons:
     """Reward within KL budgets by method, averaged over seeds.
 
-    The bootstrap draws seeds, then prompts within each, with replacement, the same draw for every method, since methods
-    share a seed's prompts. With few seeds such intervals are somewhat narrow (by √((n−1)/n)). Where a method has several
-    runs a seed, the best one at a budget counts, which flatters a method that has more of them.
+    The bootstrap draws seeds and prompts with replacement, the same draw for every method, since methods share a seed's
+    prompts; see :func:`bootstrap_mean`, also for few seeds. Where a method has several runs a seed, the best one at a
+    budget counts, which flatters a method that has more of them.
 
     Args:
         curves: method → seed → its runs; every method needs the same seeds, and every run the same prompts of a seed.
@@ -183,12 +194,16 @@ def compare(
         limit: mean over all budgets from 0 to this one.
         draws: of the bootstrap.
         seed: of its random numbers.
+        shared_prompts: all seeds were judged on the same prompts in the same order; False: each on its own.
 
     Raises:
-        ValueError: a method lacks a seed, numbers of prompts differ, the baseline is missing, or there is nothing to gain.
+        ValueError: a method lacks a seed, numbers of prompts differ (with shared prompts also between seeds), the
+            baseline is missing, or there is nothing to gain.
     """
     seeds = _checked_seeds(curves, baseline)
     names = list(curves)
+    sizes = {s: curves[names[0]][s][0].rewards.shape[1] for s in seeds}
+    common = _shared_size(set(sizes.values())) if shared_prompts else None
     grid = np.array([*budgets, *(area_budgets(limit) if limit is not None else [])], dtype=np.float64)
     count = len(budgets)
     best = None if optima is None else {s: [_gain(optima[s], budget) for budget in budgets] for s in seeds}
@@ -197,9 +212,10 @@ def compare(
     def measured(drawn: Sequence[int], resample: bool) -> Array:
         """(2, methods, budgets + 1): reward, and share of the optimum's gain; the last column is the area."""
         result = np.zeros((2, len(names), count + 1))
+        prompts: NDArray[np.int64] | None = rng.integers(common, size=common) if resample and common else None
         for s in drawn:
-            size = curves[names[0]][s][0].rewards.shape[1]
-            prompts: NDArray[np.int64] | None = np.asarray(rng.integers(size, size=size)) if resample else None
+            if resample and common is None:
+                prompts = rng.integers(sizes[s], size=sizes[s])
             for j, name in enumerate(names):
                 values = best_within(curves[name][s], grid, prompts)
                 result[0, j, :count] += values[:count]
@@ -261,6 +277,14 @@ def _checked_seeds(curves: Mapping[str, Mapping[int, Sequence[Curve]]], baseline
     return seeds
 
 
+def _shared_size(sizes: set[int]) -> int:
+    if len(sizes) > 1:
+        raise ValueError(
+            f"Seeds cannot share prompts where they have {sorted(sizes)} of them: give shared_prompts=False."
+        )
+    return next(iter(sizes))
+
+
 def _p_value(differences: Array) -> float:
     """Twice the share of draws on the rarer side of zero; one more draw is counted on each, so that it is never zero."""
     rarer = min(int((differences <= 0).sum()), int((differences >= 0).sum()))
@@ -270,9 +294,7 @@ def _p_value(differences: Array) -> float:
 def _gain(optimum: TiltedReference, budget: float) -> float:
     gain = optimum.at_kl(budget).reward - optimum.reference_reward
     if gain <= 0:
-        raise ValueError(
-            f"The optimum gains nothing at KL {budget}: the rewards of the reference's samples are all alike."
-        )
+        raise ValueError(f"The optimum gains nothing at KL {budget}: rewards of the reference's samples are all alike.")
     return gain
 
 

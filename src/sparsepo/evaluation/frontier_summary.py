@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .frontier import Comparison, Comparisons, Curve, Interval, bootstrap_mean, compare, pareto_front
 from .frontier_points import SIDES, Array, Point
@@ -47,6 +48,7 @@ class SummarySettings:
         max_kl: the area's limit; None: the largest KL that every method reaches.
         baseline: method that others are compared with; None: DPO where it is there, else the first.
         draws: of the bootstrap.
+        shared_prompts: all seeds were judged on the same prompts; False: each on its own.
     """
 
     kl: str = "exact"
@@ -54,6 +56,7 @@ class SummarySettings:
     max_kl: float | None = None
     baseline: str | None = None
     draws: int = 1000
+    shared_prompts: bool = True
 
 
 def summarise(
@@ -67,7 +70,7 @@ def summarise(
         ``notes``.
     """
     methods = list(dict.fromkeys(run.method for run in runs))
-    points = _points(runs, settings.draws)
+    points = _points(runs, settings)
     notes: list[str] = []
     limit = settings.max_kl if settings.max_kl is not None else _reached(points, methods, settings.kl)
     optima = _optima(references, notes)
@@ -75,9 +78,9 @@ def summarise(
     return {
         "kl": settings.kl,
         "max_kl": limit,
-        "references": {name: _own(point, settings.draws) for name, point in references.items()},
+        "references": {name: _own(point, settings) for name, point in references.items()},
         "points": points,
-        "runs": [_line(run, place, settings.draws) for run in runs for place in range(len(run.points))],
+        "runs": [_line(run, place, settings) for run in runs for place in range(len(run.points))],
         "methods": {
             name: {
                 "points": sum(len(run.points) for run in runs if run.method == name),
@@ -101,50 +104,44 @@ def front_of(points: Sequence[Mapping[str, Any]], method: str, kl: str) -> list[
     return [own[place] for place in front]
 
 
-def _points(runs: Sequence[MeasuredRun], draws: int) -> list[dict[str, Any]]:
+def _points(runs: Sequence[MeasuredRun], settings: SummarySettings) -> list[dict[str, Any]]:
     """Means over seeds, by method, β and step, in the order in which they come."""
     groups: dict[tuple[str, float | None, int], list[tuple[int, Point]]] = {}
     for run in runs:
         for step, point in zip(run.steps, run.points, strict=True):
             groups.setdefault((run.method, run.beta, step), []).append((run.seed, point))
     return [
-        {
-            "method": method,
-            "beta": beta,
-            "step": step,
-            "seeds": [seed for seed, _ in own],
-            **_statistics([point for _, point in own], draws),
-        }
+        {"method": method, "beta": beta, "step": step, "seeds": [seed for seed, _ in own]}
+        | _statistics([point for _, point in own], settings)
         for (method, beta, step), own in groups.items()
     ]
 
 
-def _own(point: Point, draws: int) -> dict[str, Any]:
-    return {"reward": _interval(bootstrap_mean([point.rewards.mean(1)], draws)), "samples": point.rewards.shape[1]}
+def _own(point: Point, settings: SummarySettings) -> dict[str, Any]:
+    return {"reward": _interval(_mean([point.rewards.mean(1)], settings)), "samples": point.rewards.shape[1]}
 
 
-def _line(run: MeasuredRun, place: int, draws: int) -> dict[str, Any]:
-    return {
-        "method": run.method,
-        "beta": run.beta,
-        "seed": run.seed,
-        "step": run.steps[place],
-        "folder": run.folder,
-        "reference": run.reference,
-        "samples": f"points/{run.keys[place]}.jsonl",
-        **_statistics([run.points[place]], draws),
-    }
+def _line(run: MeasuredRun, place: int, settings: SummarySettings) -> dict[str, Any]:
+    named = {"method": run.method, "beta": run.beta, "seed": run.seed, "step": run.steps[place], "folder": run.folder}
+    files = {"reference": run.reference, "samples": f"points/{run.keys[place]}.jsonl"}
+    return named | files | _statistics([run.points[place]], settings)
 
 
-def _statistics(points: Sequence[Point], draws: int) -> dict[str, Any]:
+def _mean(groups: Sequence[ArrayLike], settings: SummarySettings) -> Interval:
+    """Seeds whose tokenizers left out different pairs of data do not share what is left."""
+    shared = settings.shared_prompts and len({np.size(group) for group in groups}) == 1
+    return bootstrap_mean(groups, settings.draws, shared_prompts=shared)
+
+
+def _statistics(points: Sequence[Point], settings: SummarySettings) -> dict[str, Any]:
     """Reward, KLs and lengths of one setting's seeds, as estimates with intervals."""
     kls = [name for name in points[0].kls if all(name in point.kls for point in points)]
-    found: dict[str, Any] = {"reward": bootstrap_mean([point.rewards.mean(1) for point in points], draws)}
-    found |= {name: bootstrap_mean([point.kls[name].mean(1) for point in points], draws) for name in kls}
+    found: dict[str, Any] = {"reward": _mean([point.rewards.mean(1) for point in points], settings)}
+    found |= {name: _mean([point.kls[name].mean(1) for point in points], settings) for name in kls}
     for side in SIDES:
         if all(side in point.data for point in points):
             for name in points[0].data[side]:
-                found[f"{name}_{side}"] = bootstrap_mean([point.data[side][name] for point in points], draws)
+                found[f"{name}_{side}"] = _mean([point.data[side][name] for point in points], settings)
     shown: dict[str, Any] = {name: _interval(own) for name, own in found.items()}
     shown["length"] = float(np.mean([point.tokens.mean() for point in points]))
     shown["finished"] = float(np.mean([point.finished.mean() for point in points]))
@@ -218,7 +215,8 @@ def _comparison(
             "The share of the optimum's gain is left out: the reference's samples do not show it at these budgets."
         )
         own_optima = None
-    found = compare(shared, budgets, baseline, optima=own_optima, limit=limit, draws=settings.draws)
+    drawn = {"draws": settings.draws, "shared_prompts": settings.shared_prompts}
+    found = compare(shared, budgets, baseline, optima=own_optima, limit=limit, **drawn)
     return {"baseline": baseline, "runs": counts, **_shown(found)}
 
 

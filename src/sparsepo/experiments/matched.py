@@ -228,7 +228,7 @@ def final_comparison(
 ) -> tuple[str | None, dict[float, dict[str, Comparison]]]:
     """The baseline (DPO, or the first method without it), and by KL budget and method the comparison with it.
 
-    Without any method, (None, {}).
+    Without any method, (None, {}). Each seed has its own prompts.
 
     Raises:
         ValueError: a budget that the samples of the reference do not reach.
@@ -237,7 +237,7 @@ def final_comparison(
     if base is None:
         return None, {}
     runs = {name: {seed: [curve] for seed, curve in own.items()} for name, own in curves.items()}
-    return base, compare(runs, KL_BUDGETS, base, optima=optima, draws=draws).within
+    return base, compare(runs, KL_BUDGETS, base, optima=optima, draws=draws, shared_prompts=False).within
 
 
 def final_tables(base: str | None, comparison: Mapping[float, Mapping[str, Comparison]]) -> str:

@@ -34,7 +34,8 @@ def frontier_of(plan: Plan, folder: ExperimentFolder) -> dict[str, Any] | None:
     ]
     if not runs:
         return None
-    found = summarise(runs, references, SummarySettings())
+    own_prompts = plan.task == "playground"  # its prompts are drawn by seed; elsewhere they are those of the data stage
+    found = summarise(runs, references, SummarySettings(shared_prompts=not own_prompts))
     return {name: found[name] for name in ("kl", "max_kl", "methods", "comparison", "notes")} | {"front": _named(found)}
 
 
