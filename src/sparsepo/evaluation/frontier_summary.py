@@ -215,8 +215,15 @@ def _comparison(
             "The share of the optimum's gain is left out: the reference's samples do not show it at these budgets."
         )
         own_optima = None
-    drawn = {"draws": settings.draws, "shared_prompts": settings.shared_prompts}
-    found = compare(shared, budgets, baseline, optima=own_optima, limit=limit, **drawn)
+    found = compare(
+        shared,
+        budgets,
+        baseline,
+        optima=own_optima,
+        limit=limit,
+        draws=settings.draws,
+        shared_prompts=settings.shared_prompts,
+    )
     return {"baseline": baseline, "runs": counts, **_shown(found)}
 
 
