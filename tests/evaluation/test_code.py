@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import json
 import math
 from fractions import Fraction
@@ -121,7 +122,10 @@ def test_scores_of_samples_and_results_that_are_kept(mbpp_file: str, tmp_path: P
     good = {p.task_id: p.solution for p in problems}
     samples = {"11": [good["11"], good["11"], "x =", "def add11(x): return 0"], "12": ["def add12(x): return None"] * 4}
     executor, keep = Executor(allow_code_execution=True), tmp_path / "results.jsonl"
-    score = score_samples(problems, samples, [1, 4], executor, keep=keep)
+    seen: list[tuple[int, int]] = []
+    score = score_samples(problems, samples, [1, 4], executor, keep=keep, progress=lambda *done: seen.append(done))
+    assert sorted(later[0] - before[0] for before, later in itertools.pairwise([(0, 8), *seen])) == [1, 1, 2, 4]
+    assert seen[-1] == (8, 8)
     assert score.kinds == {"assertion": 5, "passed": 2, "syntax": 1}
     assert score.pass_at[1][0] == pytest.approx(0.25)
     assert score.pass_at[4][0] == pytest.approx(0.5)

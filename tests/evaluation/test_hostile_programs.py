@@ -37,6 +37,7 @@ NOT_PREVENTED = {
         "memory_by_files",
         "gains_rights",
         "kills_others",
+        "signals_by_files",
     }
 }
 

@@ -211,6 +211,49 @@ def test_without_layers_hostile_programs_reach_what_they_look_for() -> None:
         assert outcome.passed, (name, outcome)
 
 
+@pytest.mark.parametrize(
+    "owner",
+    [
+        "fcntl.fcntl(reader, 8, victim)",
+        "fcntl.fcntl(reader, 15, struct.pack('ii', 1, victim))",
+        "fcntl.ioctl(reader, 0x8901, struct.pack('i', victim))",
+        "fcntl.ioctl(reader, 0x8902, struct.pack('i', victim))",
+    ],
+    ids=["F_SETOWN", "F_SETOWN_EX", "FIOSETOWN", "SIOCSPGRP"],
+)
+def test_the_filter_alone_keeps_files_from_signalling(owner: str) -> None:
+    """A socket's owner gets a signal that ends it when data come; the control, without a filter, shows that it does."""
+    if "seccomp" not in detect_isolation().layers:
+        pytest.skip("this system has no seccomp")
+    source = (
+        "import fcntl, os, socket, struct\n"
+        "def f(victim):\n"
+        "    reader, writer = socket.socketpair()\n"
+        "    flags = fcntl.fcntl(reader, fcntl.F_GETFL)\n"
+        "    try:\n"
+        f"        {owner}\n"
+        "    except PermissionError:\n"
+        "        return 'refused'\n"
+        "    finally:\n"
+        "        fcntl.fcntl(reader, fcntl.F_SETFL, flags | os.O_ASYNC)\n"
+        "        writer.send(b'x')\n"
+        "    return 'set'\n"
+    )
+    for layers, answer in ((("seccomp",), "refused"), ((), "set")):
+        victim = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+        try:
+            job = TestJob(("f",), (f"assert f({victim.pid}) == {answer!r}",))
+            outcome = run_tests(source, job, allow_code_execution=True, isolation=Isolation(layers))
+            assert outcome.passed, (layers, outcome)
+            if layers:
+                assert victim.poll() is None
+            else:
+                assert victim.wait(10) == -signal.SIGIO
+        finally:
+            victim.kill()
+            victim.wait()
+
+
 def test_the_sandbox_dies_with_its_caller(tmp_path: Path) -> None:
     source = Path(running.__file__).parents[2]
     script = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from sparsepo.experiments.pipeline.jobs import Job, read_lines
 from sparsepo.experiments.pipeline.preparing import make_pairs, prepare_rows
-from sparsepo.experiments.pipeline.programs import mutant_pairs, pass_rates, prepare_problems, program_of
+from sparsepo.experiments.pipeline.programs import mutant_pairs, pass_rates, prepare_problems, program_of, which_pass
 from sparsepo.experiments.pipeline.reward_stage import _labelled
 from sparsepo.experiments.pipeline.sections import PAIRS, PREPARE, check_section
 from sparsepo.experiments.pipeline.stages import Stage
@@ -129,6 +130,19 @@ def test_problems_that_cannot_be_tested_are_refused(tmp_path: Path) -> None:
         prepare_problems(job(tmp_path, "problems", settings, rows))
     with pytest.raises(ValueError, match="code and test_list"):
         prepare_problems(job(tmp_path, "more", settings, [{"text": "t", "tests": []}] * 4))
+
+
+def test_computing_decides_what_passes_and_not_waiting(tmp_path: Path) -> None:
+    """A busy machine makes programs wait; that must not label correct ones as failing."""
+    own = check_section(PAIRS["code"], {"timeout": 0.5}, "pairs")
+    judging = replace(job(tmp_path, "judging", own), may_execute=True)
+    waiting = "import time\ndef add0(x):\n    time.sleep(0.6)\n    return x + 2\n"
+    computing = "def add0(x):\n    while True:\n        pass\n"
+    row = {"problem": problems(1)[0]}
+    assert which_pass(judging, [(row, waiting), (row, computing), (row, waiting)]) == [True, False, True]
+    told = rows_of(judging.folder / "executions.jsonl")
+    assert [line["kind"] for line in told] == ["passed", "timeout"]
+    assert told[1]["detail"] == "more than 1 s of computing"
 
 
 def test_pass_rates_are_unbiased_estimates() -> None:

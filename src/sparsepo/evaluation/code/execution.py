@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
@@ -58,8 +59,8 @@ class Executor:
         done = _kept(keep)
         waiting = {key: jobs[place] for place, key in reversed(list(enumerate(keys))) if key not in done}
         waiting = {key: waiting[key] for key in dict.fromkeys(keys) if key in waiting}
-        counts = {key: keys.count(key) for key in waiting} if progress is not None else {}
-        total = len(jobs) - sum(counts.values())
+        counts = Counter(keys)
+        total = len(jobs) - sum(counts[key] for key in waiting)
         for key, outcome in self._run_all(waiting):
             done[key] = outcome
             if keep is not None:

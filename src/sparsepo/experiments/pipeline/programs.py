@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -210,7 +211,10 @@ def which_pass(job: Job, asked: Sequence[tuple[Row, str]]) -> list[bool]:
     from sparsepo.evaluation.code.problems import mbpp_job
     from sparsepo.evaluation.sandbox import Limits
 
-    runner = Executor(job.may_execute, Limits(wall_seconds=job.settings["timeout"]), workers=1)
+    # computing decides, not wall time: on a busy machine that would label correct programs as failing
+    timeout = job.settings["timeout"]
+    limits = Limits(cpu_seconds=math.ceil(timeout), wall_seconds=max(30, 10 * timeout))
+    runner = Executor(job.may_execute, limits, workers=1)
     # what does not parse cannot pass: most samples of a small model end here
     tried = [place for place, (_, program) in enumerate(asked) if _parses(program)]
     jobs = [(asked[place][1], mbpp_job(asked[place][0]["problem"], "problem")) for place in tried]

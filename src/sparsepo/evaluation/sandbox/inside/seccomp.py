@@ -53,6 +53,11 @@ _REFUSED: dict[str, tuple[int | None, int | None]] = {
 }  # fmt: skip
 # allowed where the first argument is this process (kill, tgkill) or 0 (prlimit64: itself)
 _SELF_ONLY = {"kill": (62, 129), "tgkill": (234, 131), "prlimit64": (302, 261)}
+# refused where the second argument is one of these: the kernel would send signals, to any process, for a file
+_SIGNALS_BY_FILES = {
+    "fcntl": ((72, 25), (8, 10, 15)),  # F_SETOWN, F_SETSIG, F_SETOWN_EX
+    "ioctl": ((16, 29), (0x8901, 0x8902)),  # FIOSETOWN, SIOCSPGRP
+}
 _CLONE, _CLONE3 = (56, 220), (435, 435)
 _MACHINES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
 
@@ -84,6 +89,8 @@ def program(machine: str, process: int) -> list[tuple[int, int, int, int]]:
     lines += _allowed_if(_CLONE[column], (_JUMP_ANY_BIT, 0, 1, _CLONE_THREAD))
     for name, numbers in _SELF_ONLY.items():
         lines += _allowed_if(numbers[column], (_JUMP_EQUAL, 0, 1, 0 if name == "prlimit64" else process))
+    for numbers, commands in _SIGNALS_BY_FILES.values():
+        lines += _refused_if(numbers[column], commands)
     return [*lines, (_RETURN, 0, 0, _ALLOW)]
 
 
@@ -91,6 +98,15 @@ def _allowed_if(number: int, test: tuple[int, int, int, int]) -> list[tuple[int,
     """A call is allowed where its first argument (its lower half: the kernel takes these as int) passes a test."""
     answer = [(_RETURN, 0, 0, _ALLOW), (_RETURN, 0, 0, _ERROR | _EPERM)]
     return [(_JUMP_EQUAL, 0, 4, number), (_LOAD, 0, 0, _FIRST_ARGUMENT), test, *answer]
+
+
+def _refused_if(number: int, commands: tuple[int, ...]) -> list[tuple[int, int, int, int]]:
+    """A call is refused where its second argument (its lower half: the kernel takes these as int) is one of these."""
+    lines = [(_LOAD, 0, 0, _FIRST_ARGUMENT + 8)]
+    for command in commands:
+        lines += [(_JUMP_EQUAL, 0, 1, command), (_RETURN, 0, 0, _ERROR | _EPERM)]
+    lines.append((_RETURN, 0, 0, _ALLOW))
+    return [(_JUMP_EQUAL, 0, len(lines), number), *lines]
 
 
 def install() -> None:
