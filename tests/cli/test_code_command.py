@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,9 @@ def test_samples_are_scored_and_the_folder_goes_on(
     assert "pass@9 needs at least 9 samples" in capsys.readouterr().err
 
 
-def test_a_model_is_sampled_once(tmp_path: Path, mbpp_file: str, byte_model: str, monkeypatch: Any) -> None:
+def test_a_model_is_sampled_once(
+    tmp_path: Path, mbpp_file: str, byte_model: str, monkeypatch: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "out"
     command = ["code", byte_model, "--benchmark", "mbpp", "--data", mbpp_file, "--prompt", "task", "--n", "2"]
     command += ["--max_new_tokens", "8", "--use_cpu", "--output", str(out), "--allow-code-execution"]
@@ -71,6 +74,11 @@ def test_a_model_is_sampled_once(tmp_path: Path, mbpp_file: str, byte_model: str
     monkeypatch.setattr("sparsepo.cli.models.load_for_sampling", lambda *a: pytest.fail("sampled again"))
     assert main(command) == 0
     assert main([*command, "--temperature", "0.1"]) == 1
+    weights = Path(byte_model) / "model.safetensors"
+    os.utime(weights, ns=(weights.stat().st_atime_ns, weights.stat().st_mtime_ns + 1_000_000))
+    capsys.readouterr()
+    assert main(command) == 1  # trained again since, into the same folder
+    assert "other settings (model_files)" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="session")

@@ -114,6 +114,8 @@ def _settings(args: argparse.Namespace, asks: dict[str, str]) -> dict[str, Any]:
     """What decides samples."""
     from hashlib import blake2b
 
+    from .kept import model_digest
+
     chosen = (
         {}
         if args.samples
@@ -124,6 +126,8 @@ def _settings(args: argparse.Namespace, asks: dict[str, str]) -> dict[str, Any]:
         path = getattr(args, name)
         if path is not None:
             files[name] = {"file": path, "digest": blake2b(Path(path).read_bytes(), digest_size=8).hexdigest()}
+    if args.model is not None:
+        files["model_files"] = {"file": args.model, "digest": model_digest(args.model)}
     return {"benchmark": args.benchmark, "model": args.model, **asks, "limit": args.limit, **chosen, **files}
 
 

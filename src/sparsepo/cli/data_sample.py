@@ -73,6 +73,7 @@ def run(args: argparse.Namespace) -> int:
     from sparsepo.evaluation.sampling import sample_to_file
 
     from .data import renames_of
+    from .kept import model_digest
     from .progress import quiet_loading
     from .tables import say
 
@@ -101,6 +102,7 @@ def run(args: argparse.Namespace) -> int:
             reward,
             args.output,
             overwrite=args.overwrite,
+            model_files=None if args.model is None else model_digest(args.model),
             progress=lambda done, _: bar.update(task, completed=done),
         )
     _summarise(rows, reward, args.output, console)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -54,3 +55,8 @@ def model_state(name: str) -> list[Any]:
         return [name]
     files = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin", ".json"))
     return [str(folder.resolve()), *((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files)]
+
+
+def model_digest(name: str) -> str:
+    """:func:`model_state` as a short text, to be kept beside what the model wrote."""
+    return blake2b(json.dumps(model_state(name)).encode(), digest_size=8).hexdigest()

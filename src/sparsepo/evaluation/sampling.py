@@ -158,6 +158,7 @@ def sample_to_file(
     *,
     overwrite: bool = False,
     progress: Progress | None = None,
+    model_files: str | None = None,
 ) -> list[Row]:
     """Sample, score and write ``output`` (.jsonl, .jsonl.gz, .parquet), which ``sparsepo data pairs`` reads.
 
@@ -170,6 +171,7 @@ def sample_to_file(
         output: file that is written once all is done.
         overwrite: replace a finished file, and begin an unfinished one anew.
         progress: called after each prompt.
+        model_files: what tells the model from another of the same name, such as one that was trained again since.
 
     Returns:
         The rows: prompt, text, reward, the reward's name, number of the prompt and of the sample, seed, whether and after
@@ -187,6 +189,7 @@ def sample_to_file(
         "seed": sampler.settings.seed,
         "reward": None if reward is None else reward.name,
         "prompts": _digest(prompts),
+        "model_files": model_files,
     }
     partial = _Partial(path.with_name(f"{path.name}.partial"), identity, sampler.settings.samples, overwrite)
     missing = [number for number in range(len(prompts)) if number not in partial.done]
