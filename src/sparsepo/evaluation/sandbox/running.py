@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -235,7 +236,9 @@ def _ending(told: dict[str, Any], limits: Limits) -> tuple[str, str]:
     """Of a program whose process, or whose tests' process, is gone."""
     for role in ("program", "tests"):
         ending = told[role]
-        if ending.get("cpu", 0.0) >= 0.95 * limits.cpu_seconds:
+        # the kernel's limit counts in ticks: it may act a little before the time that is accounted reaches it
+        acted = ending.get("state", 0) in (-signal.SIGXCPU, -signal.SIGKILL)
+        if ending.get("cpu", 0.0) >= (0.75 if acted else 0.95) * limits.cpu_seconds:
             return "timeout", f"more than {limits.cpu_seconds} s of computing"
         if ending.get("state", 0) < 0:
             return "crash", f"the {role}'s process ended by signal {-ending['state']}"
