@@ -113,6 +113,9 @@ def draw_by_beta(axes: Any, groups: Sequence[Group], metric: str, label: str) ->
             )
     axes.axhline(0.5, color="#7f7f7f", linewidth=0.8, linestyle=":")
     axes.set_xscale("log")
+    betas = sorted({group.beta for group in groups if group.beta is not None})
+    axes.set_xticks(betas, [f"{beta:g}" for beta in betas])  # powers of ten would be written as formulas
+    axes.minorticks_off()
     axes.set_xlabel("β")
     axes.set_ylabel(label)
     if drawn:
