@@ -9,6 +9,7 @@ from typing import Any
 
 from .base import CliError
 from .execution_flags import add_execution_flags, executor_of
+from .loading_flags import add_loading_flags
 
 _ABOUT = """Sample solutions of HumanEval's or MBPP's problems, run each with its problem's tests in a sandbox, and estimate
 pass@k without bias. The output folder keeps samples and results as they come: the same command goes on after an
@@ -53,9 +54,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     how.add_argument("--max_new_tokens", type=int, help="longest solution (default: 512)")
     how.add_argument("--seed", type=int, help="of the draws (default: 0)")
     how.add_argument("--batch_size", type=int, help="solutions generated together (default: 32)")
-    how.add_argument("--dtype", choices=["float32", "bfloat16", "float16", "auto"], help="(default: float32)")
-    how.add_argument("--use_cpu", action="store_true", default=None, help="even where there is a GPU")
-    how.add_argument("--trust_remote_code", action="store_true", default=None, help="for models with code of their own")
+    add_loading_flags(how, "float32", dtype_unset=True, flags_unset=True)
     add_execution_flags(parser)
     parser.set_defaults(func=run)
     return parser

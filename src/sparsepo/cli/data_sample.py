@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .base import CliError
+from .loading_flags import add_loading_flags
 from .reward_flags import add_reward_flags, check_reward_flags, reward_of
 
 _SAMPLE = """Sample completions of prompts from a model, or from a server that speaks OpenAI's protocol (vLLM), score them,
@@ -49,9 +50,7 @@ def add_sample(commands: Any) -> None:
     local.add_argument("--batch_size", type=int, help="completions generated together (default: 64)")
     local.add_argument("--max_prompt_length", type=int, help="keep only the last tokens of a prompt")
     local.add_argument("--tokenizer", help="tokenizer from elsewhere")
-    local.add_argument("--dtype", choices=["float32", "bfloat16", "float16", "auto"], help="(default: float32)")
-    local.add_argument("--use_cpu", action="store_true", help="even where there is a GPU")
-    local.add_argument("--trust_remote_code", action="store_true", help="for models with code of their own")
+    add_loading_flags(local, "float32", dtype_unset=True)
     server = parser.add_argument_group("with --server (the key comes from SPARSEPO_API_KEY or OPENAI_API_KEY)")
     server.add_argument("--server_model", metavar="NAME", help="the server's name of the model")
     server.add_argument(

@@ -8,6 +8,7 @@ from typing import Any
 
 from .base import CliError
 from .content_flags import add_content_flags, content_filter_of
+from .loading_flags import add_loading_flags
 from .reward_flags import add_reward_flags, check_reward_flags, reward_of
 from .saved_runs import check_output_folder
 
@@ -68,11 +69,7 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--batch_size", type=int, default=64, help="completions at a time (default: %(default)s)")
     group.add_argument("--pairs", metavar="FILE", help="also KL(ref ‖ π) on these preference pairs")
     group.add_argument("--pairs_limit", type=int, default=256, help="at most so many pairs (default: %(default)s)")
-    group.add_argument(
-        "--dtype", default="float32", choices=["float32", "bfloat16", "float16", "auto"], help="(default: %(default)s)"
-    )
-    group.add_argument("--use_cpu", action="store_true", help="even where there is a GPU")
-    group.add_argument("--trust_remote_code", action="store_true", help="for models with code of their own")
+    add_loading_flags(group, "float32")
 
 
 def _add_statistics(parser: argparse.ArgumentParser) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from .base import CliError
 from .content_flags import add_content_flags, content_filter_of
+from .reward_flags import REWARD_KINDS as USAGES
 from .saved_runs import check_output_folder
 
 _DESCRIPTION = """Win rate of the answers in CANDIDATE against those in BASELINE, joined by their prompts; or of the two
@@ -41,9 +42,8 @@ _ENDPOINT_ONLY: dict[str, Any] = {
     "retries": 6,
     "max_wait": 300.0,
 }
-# repeated here because importing them takes seconds (a test compares them)
-REWARD_KINDS = ("classifier", "regression", "lexicon", "playground")
 PROGRAMS = "code-tests"  # runs what is judged: `sparsepo code` does that
+REWARD_KINDS = tuple(kind for usage in USAGES if (kind := usage.partition(":")[0]) != PROGRAMS)
 _REWARD_ONLY: dict[str, Any] = {"tie_margin": 0.0, "reward_batch_size": None, "reward_max_length": None}
 _MODEL_OPTIONS = ("reward_batch_size", "reward_max_length")
 

@@ -50,11 +50,9 @@ class Kept:
 
 def model_state(name: str) -> list[Any]:
     """What tells a model from another of the same name: of a folder, its files' sizes and times; of a hub id, the id."""
-    folder = Path(name).expanduser()
-    if not folder.is_dir():
-        return [name]
-    files = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin", ".json"))
-    return [str(folder.resolve()), *((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files)]
+    from sparsepo.evaluation.frontier_points import fingerprint
+
+    return fingerprint(name, ("*.safetensors", "*.bin", "*.json"))
 
 
 def model_digest(name: str) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .base import CliError
+from .loading_flags import add_loading_flags
 from .saved_runs import check_output_folder
 
 
@@ -37,11 +38,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument("--chat_template", action="store_true", help="for chat models, as the leaderboard does")
     parser.add_argument("--output", metavar="FOLDER", help="write reasoning.json and reasoning.csv there, resumable")
     parser.add_argument("--batch_size", type=int, default=8, help="(default: %(default)s)")
-    parser.add_argument(
-        "--dtype", default="auto", choices=["float32", "bfloat16", "float16", "auto"], help="(default: %(default)s)"
-    )
-    parser.add_argument("--use_cpu", action="store_true", help="even where there is a GPU")
-    parser.add_argument("--trust_remote_code", action="store_true", help="for models with code of their own")
+    add_loading_flags(parser, "auto")
     parser.set_defaults(func=run)
     return parser
 

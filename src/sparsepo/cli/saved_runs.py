@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .base import CliError
+from .loading_flags import add_loading_flags
 
 SETTINGS_FILE = "sparsepo.json"
 # repeated here because importing them takes seconds (a test compares them)
@@ -29,11 +30,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--max_prompt_length", type=int, help="keep only the last tokens of a prompt")
     parser.add_argument("--batch_size", type=int, default=8, help="pairs a batch (default: %(default)s)")
-    parser.add_argument(
-        "--dtype", default="float32", choices=["float32", "bfloat16", "float16", "auto"], help="(default: %(default)s)"
-    )
-    parser.add_argument("--use_cpu", action="store_true", help="even where there is a GPU")
-    parser.add_argument("--trust_remote_code", action="store_true", help="for models with code of their own")
+    add_loading_flags(parser, "float32")
     parser.add_argument("--strict", action="store_true", help="stop if the check would drop a row")
 
 

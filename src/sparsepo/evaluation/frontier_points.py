@@ -204,10 +204,10 @@ class PointStore:
             file.write_text(json.dumps(content, indent=1, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
 
 
-def fingerprint(folder: str | Path) -> list[Any]:
+def fingerprint(folder: str | Path, patterns: Sequence[str] = (*_WEIGHTS, "mask/*")) -> list[Any]:
     """What tells a model's files from others of the same place: names, sizes and times; of a hub id its name."""
     place = Path(folder).expanduser()
     if not place.is_dir():
         return [str(folder)]
-    files = sorted({file for pattern in _WEIGHTS for file in place.glob(pattern)} | set(place.glob("mask/*")))
+    files = sorted({file for pattern in patterns for file in place.glob(pattern)})
     return [str(place.resolve()), *([file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files)]

@@ -10,13 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from sparsepo.evaluation.frontier import Curve
+from sparsepo.evaluation.frontier import Array, Curve, Interval
 from sparsepo.evaluation.tilting import TiltedReference
 
-Array = NDArray[np.float64]
-Interval = tuple[float, float, float]
 LAST_TIMES = 3  # of judging, which a cosine schedule leaves nearly alike: their mean has less noise
 GRID = 48
 

@@ -17,9 +17,10 @@ from .grids import ANCHOR, FRONTIER, PLAIN, Settings, baseline
 from .playground_materials import reference_rewards
 from .playground_runs import OPTIMUM_PROMPTS, OPTIMUM_SAMPLES
 from .running import run_tasks
-from .store import Store, write_json
+from .store import Store
 from .tasks import MaterialSettings, Task
 from .tuning import Rung, successive_halving
+from .writing import write_json
 
 KL_BUDGETS = (0.1, 0.25, 0.5)
 BETAS = (0.1, 0.25, 0.5, 1.0)

@@ -24,8 +24,9 @@ from sparsepo.playground.models import build_model, build_tokenizer, train_sft
 from sparsepo.playground.pairs import make_pairs, sample_responses
 from sparsepo.playground.world import World
 
-from .store import Store, write_json
+from .store import Store
 from .tasks import MaterialSettings
+from .writing import write_json
 
 Rows = list[dict[str, Any]]
 Array = NDArray[np.float64]

@@ -25,9 +25,10 @@ from sparsepo.playground.yardstick import token_table
 
 from .judging import MASKS, Ranking, health_of, last_values, rank, summary_of_heads
 from .playground_materials import EVALUATION_STREAM, Materials, Rows, get_materials, reference_rewards, reward_model_of
-from .store import Store, write_json
+from .store import Store
 from .tasks import Task
 from .trainers import build_trainer
+from .writing import write_json
 
 UNTRAINED_HEADS = 40
 # of the reference, for the optimum

@@ -22,9 +22,10 @@ from sparsepo.evaluation.word_lists import SentimentWords, read_sentiment_words,
 from sparsepo.masks import LearnedMask
 
 from .judging import MASKS, health_of, last_values, rank, summary_of_heads
-from .store import Store, write_json
+from .store import Store
 from .tasks import key_of
 from .trainers import build_trainer
+from .writing import write_json
 
 YARDSTICKS = ("words", "edits")
 UNTRAINED_HEADS = 20

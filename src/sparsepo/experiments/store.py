@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from .tasks import Run
+from .writing import write_json
 
 
 class Store:
@@ -69,10 +69,3 @@ class Store:
                 yield False
                 return
             yield True
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON so that a reader sees all of it or none."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-    partial.replace(path)

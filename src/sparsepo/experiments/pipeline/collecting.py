@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sparsepo.experiments.writing import write_json
 from sparsepo.inspection.document import write_whole
 
-from .folder import ExperimentFolder, write_json
+from .folder import ExperimentFolder
 from .recipe import Recipe, as_text
 from .result_frontier import frontier_of
 from .result_pages import write_report

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sparsepo.experiments.writing import write_json
+
 from .claims import STALE_AFTER, Claims
 
 DONE = "done.json"
@@ -109,14 +111,6 @@ class ExperimentFolder:
 
     def _failure_path(self, key: str) -> Path:
         return self.path / "failed" / f"{key}.json"
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON so that a reader sees all of it or none, whichever machine writes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-    partial.replace(path)
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from sparsepo.data.labelled import read_labelled
+from sparsepo.experiments.writing import write_json
 
-from .folder import write_json
 from .jobs import MODEL, Job, Row, read_lines
 from .preparing import response_of
 

@@ -35,23 +35,20 @@ def further_metrics(job: Job, rows: Sequence[Row], texts: Sequence[str], rewards
 
 def rouge_l(rows: Sequence[Row], texts: Sequence[str]) -> list[float]:
     """ROUGE-L F1 of each text against its row's reference."""
-    return _rouge(rows, texts, "rougeL")
+    return _rouge(rows, texts, ("rougeL",))["rougeL"]
 
 
-def _rouge(rows: Sequence[Row], texts: Sequence[str], kind: str) -> list[float]:
+def _rouge(rows: Sequence[Row], texts: Sequence[str], kinds: Sequence[str]) -> dict[str, list[float]]:
     from rouge_score.rouge_scorer import RougeScorer
 
-    scorer = RougeScorer([kind], use_stemmer=True)
-    pairs = zip(rows, texts, strict=True)
-    return [float(scorer.score(row["reference"], text)[kind].fmeasure) for row, text in pairs]
+    scorer = RougeScorer(list(kinds), use_stemmer=True)
+    scored = [scorer.score(row["reference"], text) for row, text in zip(rows, texts, strict=True)]
+    return {kind: [float(one[kind].fmeasure) for one in scored] for kind in kinds}
 
 
 def _summary_metrics(rows: Sequence[Row], texts: Sequence[str]) -> dict[str, float]:
-    found = {}
-    for kind in ("rouge1", "rouge2", "rougeL"):
-        values = _rouge(rows, texts, kind)
-        found[kind] = sum(values) / len(values)
-    return found
+    found = _rouge(rows, texts, ("rouge1", "rouge2", "rougeL"))
+    return {kind: sum(values) / len(values) for kind, values in found.items()}
 
 
 def _named(job: Job) -> Scorer:
