@@ -76,7 +76,7 @@ def inspected(args: argparse.Namespace, model: str, console: Any, loaded: Any = 
         console: gets what a user should know.
         loaded: rows instead of ``args.data``.
     """
-    from .models import check_model_name, load_tokenizer, positions_of
+    from .models import check_model_name, fit_length, load_tokenizer, positions_of
     from .progress import quiet_settings
     from .tables import say
 
@@ -88,10 +88,7 @@ def inspected(args: argparse.Namespace, model: str, console: Any, loaded: Any = 
         args.ref_model, args.own_reference = name, True
     config = config_of(args, saved, objective="mapo")
     quiet_settings(config, set())
-    positions = positions_of(name, args.trust_remote_code)
-    if positions is not None and config.max_length > positions:
-        say(console, f"max_length {config.max_length} → {positions}: the model has no more positions")
-        config.max_length = positions
+    fit_length(config, positions_of(name, args.trust_remote_code), console)
     tokenizer = load_tokenizer(name, trust_remote_code=args.trust_remote_code)
     dataset, report = pairs_of(args, config, tokenizer, loaded)
     if loaded is None:

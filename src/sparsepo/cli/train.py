@@ -87,7 +87,14 @@ def _train(settings: TrainSettings, arguments: list[str]) -> None:
     from rich.console import Console
 
     from .content_flags import content_filter_of
-    from .models import check_model_name, check_quantisation, load_tokenizer, refuse_other_tokenizer
+    from .models import (
+        check_model_name,
+        check_quantisation,
+        fit_length,
+        load_tokenizer,
+        positions_of,
+        refuse_other_tokenizer,
+    )
     from .pages import keep_pairs
     from .preference_sets import DataRequest, preference_sets
     from .progress import quiet_settings, shorten_logs
@@ -108,7 +115,7 @@ def _train(settings: TrainSettings, arguments: list[str]) -> None:
     sampled = sampled_prompts(own, config.seed, console)
     if console is not None:
         claim_output_dir(config.output_dir, resume, own.overwrite_output_dir, name)
-    _fit_length(settings, name, console)
+    fit_length(config, positions_of(name, config.trust_remote_code), console)
     tokenizer = load_tokenizer(name, settings.model.model_revision, config.trust_remote_code)
     if own.ref_model_name_or_path is not None:
         refuse_other_tokenizer(tokenizer, own.ref_model_name_or_path, config.trust_remote_code)
@@ -125,24 +132,6 @@ def _train(settings: TrainSettings, arguments: list[str]) -> None:
     trainer.train(resume_from_checkpoint=resume)
     _refuse_stopped(trainer)
     _finish(trainer, settings, sets, arguments, console, time.time() - started)
-
-
-def _fit_length(settings: TrainSettings, name: str, console: Any) -> None:
-    """No longer rows than the model has positions: beyond them some models crash and others answer nonsense."""
-    from .models import positions_of
-    from .tables import say
-
-    config = settings.config
-    positions = positions_of(name, config.trust_remote_code)
-    if positions is None or (config.max_length is not None and config.max_length <= positions):
-        return
-    say(console, f"max_length {config.max_length} → {positions}: the model has no more positions")
-    config.max_length = positions
-    if config.max_prompt_length is not None and config.max_prompt_length >= positions:
-        raise CliError(
-            f"max_prompt_length={config.max_prompt_length} leaves no room for a response in the model's {positions} "
-            "positions; make it smaller."
-        )
 
 
 def _trainer(settings: TrainSettings, name: str, tokenizer: Any, sets: Any) -> Any:
