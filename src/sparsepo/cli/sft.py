@@ -74,7 +74,7 @@ def _train(settings: SftSettings, arguments: list[str]) -> None:
     from sparsepo.training.run_guard import SealingCallback
     from sparsepo.training.sealing import holding
 
-    from .models import adapter_config, check_model_name, check_quantisation, init_kwargs
+    from .models import adapter_config, check_model_name, check_quantisation, fit_length, init_kwargs, positions_of
     from .progress import quiet_settings, shorten_logs
     from .run_folder import claim_output_dir, resume_point
 
@@ -82,18 +82,21 @@ def _train(settings: SftSettings, arguments: list[str]) -> None:
     own, config, name = settings.own, settings.config, settings.model.model_name_or_path
     check_quantisation(settings.model)
     if own.init_from_config is None:
-        check_model_name(name, "model_name_or_path")
+        name = check_model_name(name, "model_name_or_path")
     elif name is not None:
         raise CliError("model_name_or_path and init_from_config exclude each other; give one.")
     quiet_settings(config, settings.given)
     resume = resume_point(config.resume_from_checkpoint, config.output_dir, console)
     if console is not None:
         claim_output_dir(config.output_dir, resume, own.overwrite_output_dir, name)
+    if name is not None:
+        fit_length(config, positions_of(name, config.trust_remote_code), console)
     train, evaluation = _texts(settings, console)
     model: Any = name
     tokenizer = None
     if own.init_from_config is not None:
         model, tokenizer = _new_model(settings, train, console)
+        fit_length(config, getattr(model.config, "max_position_embeddings", None), console)
         config.model_init_kwargs = None
     else:
         config.model_init_kwargs = init_kwargs(settings.model, config)
