@@ -83,9 +83,10 @@ def test_a_win_rate(sparsepo: Call, tmp_path: Path, files: tuple[Path, Path]) ->
         again = report_of(out)
         assert again["asking"]["cached"] == 12
         assert {**report, "asking": 0} == {**again, "asking": 0}
-        # another address of the same model is the same judge
+        # the same server at another address is the same judge, where that is said
         with judge_server() as elsewhere:
-            assert sparsepo("judge", *files, *endpoint_flags(elsewhere.url), "--output", out).status == 0
+            moved = [*endpoint_flags(elsewhere.url), "--endpoint_name", server.url]
+            assert sparsepo("judge", *files, *moved, "--output", out).status == 0
             assert elsewhere.bodies == []
     for folder in (out, tmp_path / "user_cache"):
         for path in folder.rglob("*"):

@@ -91,6 +91,7 @@ def test_experiments_that_do_not_fit_are_refused(starts: dict[str, Path], change
         check_positions(recipe)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("task", ["imdb", "mbpp"])
 def test_a_step_at_full_length(sparsepo: Call, starts: dict[str, Path], tmp_path: Path, task: str) -> None:
     """SFT and training by the recipe, rows longer than it allows, sizes and steps changed alone: absolute positions."""

@@ -100,8 +100,8 @@ def _mutants(job: Job, part: str, rng: np.random.Generator, counts: Counter[str]
     tries = own["per_problem"] * (TRIES if own["check"] else 1)
     candidates = [(problem["reference"], choose(mutants_of(problem["reference"]), rng, tries)) for problem in problems]
     if not own["check"]:
-        for problem, (solution, mutants) in zip(problems, candidates, strict=True):
-            yield from (mutant_row(problem["prompt"], solution, mutant) for mutant in mutants)
+        for problem, (solution, chosen) in zip(problems, candidates, strict=True):
+            yield from (mutant_row(problem["prompt"], solution, mutant) for mutant in chosen)
         return
     judged = tried(candidates, lambda asked: which_pass(job, [(problems[place], code) for place, code in asked]))
     for problem, (is_solved, mutants) in zip(problems, judged, strict=True):
