@@ -6,6 +6,7 @@ masks of the same held-out pairs between evaluations. Remove it with ``trainer.r
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 from collections.abc import Mapping
@@ -253,16 +254,29 @@ class MaskMonitor(TrainerCallback):
 
     def save_state(self, folder: Path) -> None:
         """Put the monitor's state into a checkpoint's folder. On the process that saves."""
-        memory = {"health": self.health.state(), "held_out": self.held_out.state()}
-        _write_json(folder / HEALTH_FILE, {**self.content(), "state": memory})
+        _write_json(folder / HEALTH_FILE, {**self.content(), "state": self._state()})
+
+    def _state(self) -> dict[str, Any]:
+        return {"health": self.health.state(), "held_out": self.held_out.state()}
+
+    def _load_state(self, state: Mapping[str, Any]) -> None:
+        self.health.load_state(state["health"])
+        self.held_out.load_state(state["held_out"])
+
+    def memory(self) -> dict[str, Any]:
+        """A copy of all that an evaluation may change; undone by :meth:`remember`."""
+        return copy.deepcopy({"state": self._state(), "stopped": self.stopped, "has_acted": self._has_acted})
+
+    def remember(self, memory: Mapping[str, Any]) -> None:
+        """Forget what has been seen since :meth:`memory`."""
+        self._load_state(memory["state"])
+        self.stopped, self._has_acted = memory["stopped"], memory["has_acted"]
 
     def restore(self, checkpoint: str) -> None:
         """Take over the state of a checkpoint; one without (made without monitor) starts afresh."""
         path = Path(checkpoint) / HEALTH_FILE
         if path.is_file():
-            memory = json.loads(path.read_text(encoding="utf-8"))["state"]
-            self.health.load_state(memory["health"])
-            self.held_out.load_state(memory["held_out"])
+            self._load_state(json.loads(path.read_text(encoding="utf-8"))["state"])
             self._restored = True
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from .collator import ROW_ID
 from .finite import Finding, findings_of, gradient_findings, pairs_of
+from .randomness import nothing_drawn
 
 logger = logging.getLogger(__name__)
 
@@ -131,7 +131,7 @@ class NonFiniteSteps:
     def _diagnose(self, model: nn.Module, batch: dict[str, Any]) -> list[Finding]:
         batch = self._prepare_inputs(batch)  # type: ignore[attr-defined]
         weight = self._pair_weight(batch)  # type: ignore[attr-defined]
-        with torch.no_grad(), _same_noise():
+        with torch.no_grad(), nothing_drawn():
             need_kl = self.objective.needs_kl  # type: ignore[attr-defined]
             step = self._step(model, batch, need_kl, weight / weight.sum().clamp(min=1))  # type: ignore[attr-defined]
         return findings_of(step, batch, self._text_of)
@@ -140,7 +140,7 @@ class NonFiniteSteps:
         """The pairs of a batch whose own gradient is not finite: each one alone, forward and backward."""
         batch = self._prepare_inputs(batch)  # type: ignore[attr-defined]
         found: list[Finding] = []
-        with _same_noise():
+        with nothing_drawn():
             for pair in range(len(batch["input_ids"]) // 2):
                 self._clear_gradients()
                 alone = pairs_of(batch, pair)
@@ -261,11 +261,3 @@ def _plain(value: Any, device: torch.device) -> Tensor:
     if hasattr(value, "full_tensor"):
         value = value.full_tensor()
     return torch.as_tensor(value, dtype=torch.float32, device=device).detach().reshape(())
-
-
-@contextmanager
-def _same_noise() -> Iterator[None]:
-    """Random numbers go on afterwards as if nothing had been drawn."""
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices=devices):
-        yield

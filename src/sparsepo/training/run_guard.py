@@ -17,25 +17,23 @@ from . import sealing
 from .interruption import Signals, TrainingInterrupted
 from .non_finite import NonFiniteSteps
 from .sealing import CheckpointError
+from .stopping import EvaluationEnded, StopsOnSignal, mark_evaluation_due
 
 logger = logging.getLogger(__name__)
 
 
-class RunGuard(NonFiniteSteps):
+class RunGuard(StopsOnSignal, NonFiniteSteps):
     """The parts of a Trainer that save, stop and step, guarded. Mixed into the trainer before all others."""
 
     # set by the trainer, or Trainer's own
     accelerator: Any
     args: Any
-    control: Any
     state: Any
     mask_monitor: Any
+    is_in_train: bool
     is_world_process_zero: Any
     _get_output_dir: Any
-    _signals: Signals = Signals()  # of a run; this one hears nothing
     _postponed_push: list[str] | None = None
-    _stop_signal = 0  # that all processes know of
-    _stop_saved = False  # whether its checkpoint has been asked for
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Training into a folder that no other process trains into, from a checkpoint that is whole.
@@ -47,22 +45,23 @@ class RunGuard(NonFiniteSteps):
         """
         folder = self.args.output_dir
         checkpoint = _checked(resume_from_checkpoint, folder)
-        self._stop_signal, self._stop_saved = 0, False
+        self._begin_listening(checkpoint)
+        result, late = None, 0
         with _held(folder, self.is_world_process_zero()), Signals() as self._signals:
             self._leave_other_course(checkpoint, folder)
-            result = super().train(checkpoint, *args, **kwargs)
+            try:
+                result = super().train(checkpoint, *args, **kwargs)
+            except EvaluationEnded:  # one before the first step: there is nothing to save
+                self.is_in_train = False
             late = 0 if self._stop_signal else self._signal_of_any_process()
-        step = self.state.global_step
         if self._stop_signal:
-            raise TrainingInterrupted(
-                self._stop_signal,
-                f"{signal.Signals(self._stop_signal).name}: stopped after step {step}, which is saved in "
-                f"{folder}/checkpoint-{step}; resume_from_checkpoint=auto goes on with it.",
-            )
+            raise self._interruption()
         if late:
             last = sealing.last_whole(folder)
             kept = f"{last.name} is the last whole checkpoint" if last is not None else "no checkpoint was saved"
-            raise TrainingInterrupted(late, f"{signal.Signals(late).name}: came after the last step, {step}; {kept}.")
+            raise TrainingInterrupted(
+                late, f"{signal.Signals(late).name}: came after the last step, {self.state.global_step}; {kept}."
+            )
         return result
 
     def _leave_other_course(self, checkpoint: Any, folder: str) -> None:
@@ -74,41 +73,6 @@ class RunGuard(NonFiniteSteps):
             for path in sealing.set_aside(folder, step):
                 logger.warning("%s: a checkpoint of an earlier run, after step %d where this one goes on.", path, step)
         self.accelerator.wait_for_everyone()
-
-    def _signal_of_any_process(self) -> int:
-        """A signal that came when no step could hear it, 0 for none. A collective call."""
-        received = torch.tensor([float(self._signals.received or 0)], device=self.accelerator.device)
-        return int(self.accelerator.gather(received).max())
-
-    # ---- signals ----
-
-    def _local_flags(self, norm: Any) -> list[Any]:
-        return [*super()._local_flags(norm), self._signals.received or 0]
-
-    def _take_flags(self, flags: list[float]) -> None:
-        if self.accelerator.num_processes > 1:
-            self._stop_signal = int(flags[-1])
-        super()._take_flags(flags)
-
-    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        """After a signal: save at once, evaluate no more, stop."""
-        if self.accelerator.num_processes == 1:
-            self._stop_signal = self._signals.received or 0
-        if self._stop_signal:
-            self.control.should_training_stop, self.control.should_evaluate = True, False
-            self.control.should_save = not self._stop_saved  # Trainer asks once more at the end of the epoch
-            self._stop_saved = True
-        super()._maybe_log_save_evaluate(*args, **kwargs)  # type: ignore[misc]
-
-    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
-        """After a signal: what was just saved stays, and nothing else is loaded in the seconds that are left."""
-        keep = self.args.save_total_limit, self.args.load_best_model_at_end
-        if self._stop_signal:
-            self.args.save_total_limit, self.args.load_best_model_at_end = None, False
-        try:
-            return super()._finalize_training(*args, **kwargs)  # type: ignore[misc]
-        finally:
-            self.args.save_total_limit, self.args.load_best_model_at_end = keep
 
     # ---- checkpoints ----
 
@@ -126,6 +90,7 @@ class RunGuard(NonFiniteSteps):
         finally:
             self.args.save_total_limit = limit
             pushes, self._postponed_push = self._postponed_push, None
+        self._saved_step = self.state.global_step
         for path in pushes:
             self._push_from_checkpoint(path)
         if self.args.should_save:
@@ -135,6 +100,8 @@ class RunGuard(NonFiniteSteps):
         if self.args.should_save:
             if self.mask_monitor is not None:
                 self.mask_monitor.save_state(folder)
+            if self._left_out:
+                mark_evaluation_due(folder)
             sealing.seal(folder)
 
     def _attempt(self, folder: Path, save: Any) -> None:
