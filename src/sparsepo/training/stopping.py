@@ -19,6 +19,7 @@ from . import sealing
 from .interruption import Signals, TrainingInterrupted
 from .monitor import MaskMonitor
 from .randomness import nothing_drawn
+from .workers import shield_workers
 
 EVALUATION_DUE = "evaluation_due.json"  # in a checkpoint: the evaluation of its step has not been made
 
@@ -74,6 +75,10 @@ class StopsOnSignal:
         else:
             told = "stopped before the first step; there is nothing to save yet."
         return TrainingInterrupted(self._stop_signal, f"{name}: {told}")
+
+    def _get_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        """Trainer's; the workers leave it to the trainer to hear signals."""
+        return shield_workers(super()._get_dataloader(*args, **kwargs))  # type: ignore[misc]
 
     # ---- between steps ----
 
