@@ -167,13 +167,18 @@ def test_a_signal_in_a_script_stops_it_after_a_checkpoint(
     assert_same(policy_state(resumed), policy_state(expected))
 
 
-def test_the_second_signal_ends_at_once() -> None:
-    from sparsepo.training.interruption import Signals, TrainingInterrupted
+def test_the_second_signal_ends_at_once_but_an_echo_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sparsepo.training import interruption
 
-    with Signals() as signals:
+    clock = [100.0]
+    monkeypatch.setattr(interruption.time, "monotonic", lambda: clock[0])
+    with interruption.Signals() as signals:
         signal.raise_signal(signal.SIGTERM)
         assert signals.received == signal.SIGTERM
-        with pytest.raises(TrainingInterrupted, match="second time"):
+        clock[0] += interruption.ECHO / 2
+        signal.raise_signal(signal.SIGTERM)  # the launcher's, of the same
+        clock[0] += interruption.ECHO
+        with pytest.raises(interruption.TrainingInterrupted, match="second time"):
             signal.raise_signal(signal.SIGTERM)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from .interruption import Signals, TrainingInterrupted
 from .non_finite import NonFiniteSteps
 from .sealing import CheckpointError
 from .stopping import EvaluationEnded, StopsOnSignal, mark_evaluation_due
+from .trl_bridge import stages_of_fsdp
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +36,7 @@ class RunGuard(StopsOnSignal, NonFiniteSteps):
     is_world_process_zero: Any
     _get_output_dir: Any
     _postponed_push: list[str] | None = None
+    _saving: Path | None = None  # the checkpoint that is being written
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Training into a folder that no other process trains into, from a checkpoint that is whole.
@@ -83,12 +86,12 @@ class RunGuard(StopsOnSignal, NonFiniteSteps):
             sealing.remove(folder)  # what an interrupted run has left there
         self.accelerator.wait_for_everyone()
         limit, self.args.save_total_limit = self.args.save_total_limit, None
-        self._postponed_push = []
+        self._postponed_push, self._saving = [], folder
         try:
             self._attempt(folder, lambda: super(RunGuard, self)._save_checkpoint(model, trial))  # type: ignore[misc]
             self._attempt(folder, lambda: self._complete(folder))
         finally:
-            self.args.save_total_limit = limit
+            self.args.save_total_limit, self._saving = limit, None
             pushes, self._postponed_push = self._postponed_push, None
         self._saved_step = self.state.global_step
         for path in pushes:
@@ -104,21 +107,43 @@ class RunGuard(StopsOnSignal, NonFiniteSteps):
                 mark_evaluation_due(folder)
             sealing.seal(folder)
 
-    def _attempt(self, folder: Path, save: Any) -> None:
-        """A part of saving. If it fails on one process, all of them stop with the reason. A collective call."""
+    def _attempt(self, folder: Path, save: Callable[[], Any]) -> None:
+        """A stage of saving. If it fails on one process, all of them stop with the reason. A collective call.
+
+        Stages lie within each other and before whatever else the processes do together: one that fails goes straight to
+        the end of a stage, and meets the others there.
+        """
         problem: Exception | None = None
         try:
             save()
-        except torch.OutOfMemoryError:
+        except (torch.OutOfMemoryError, CheckpointError):  # the latter: all know
             raise
         except (OSError, RuntimeError, SafetensorError) as error:
             problem = error
-        failed = torch.tensor([float(problem is not None)], device=self.accelerator.device)
-        if float(self.accelerator.reduce(failed, reduction="sum")) == 0:
+        if not self._largest(float(problem is not None)):
             return
         if self.args.should_save:
             sealing.remove(folder)
         raise CheckpointError(_why(folder, problem)) from problem
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Trainer's; in a checkpoint the first stage of saving. A collective call."""
+        self._stage(output_dir, lambda: super(RunGuard, self).save_model(output_dir, _internal_call))  # type: ignore[misc]
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """Trainer's, and a stage of saving. A collective call."""
+        with stages_of_fsdp(lambda save: self._stage(output_dir, save)):
+            self._stage(output_dir, lambda: super(RunGuard, self)._save_optimizer_and_scheduler(output_dir))  # type: ignore[misc]
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Trainer's, and a stage of saving. A collective call."""
+        self._stage(output_dir, lambda: super(RunGuard, self)._save_rng_state(output_dir))  # type: ignore[misc]
+
+    def _stage(self, folder: str | None, save: Callable[[], Any]) -> None:
+        if self._saving is not None and folder is not None and Path(folder) == self._saving:
+            self._attempt(self._saving, save)
+        else:
+            save()
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if self._postponed_push is not None:
@@ -132,7 +157,9 @@ class RunGuard(StopsOnSignal, NonFiniteSteps):
         folder = Path(self.args.output_dir) / f"checkpoint-{step}"
         if step == 0:
             return "No step was made before it"
-        if sealing.problem_of(folder) is not None:
+        # one process looks: where disks are not shared the others see none of its files
+        is_there = self.is_world_process_zero() and sealing.problem_of(folder) is None
+        if not self._largest(float(is_there)):
             self._save_checkpoint(self.model, None)
         return f"{folder} holds the weights before it"
 
