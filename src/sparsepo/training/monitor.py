@@ -83,6 +83,14 @@ class MaskMonitor(TrainerCallback):
         response = torch.cat([side.response_mask for side in sides])
         self.held_out.collect(identity, weight, response, masks_of(sides, self.masks))
 
+    def collected(self) -> MaskCollector:
+        """A copy of what was added since the last log; handed to :meth:`collect_from` if the next step is left out."""
+        return self._collector.copy()
+
+    def collect_from(self, collected: MaskCollector) -> None:
+        """Forget what was added since :meth:`collected`."""
+        self._collector = collected
+
     @property
     def masks(self) -> tuple[str, ...]:
         """The monitored masks."""
@@ -106,6 +114,9 @@ class MaskMonitor(TrainerCallback):
             if gradients:
                 # one pass; the 2-norm is zero where all are
                 size = torch.nn.utils.get_total_norm(gradients)
+                size = torch.where(
+                    torch.isfinite(size), size, -1
+                )  # fp16's scaler leaves the step out: nothing was seen
                 self._gradient[mask] = torch.maximum(self._gradient[mask], size) if mask in self._gradient else size
 
     def _trained_heads(self) -> dict[str, list[torch.nn.Parameter]]:
