@@ -88,9 +88,9 @@ def _train(settings: SftSettings, arguments: list[str]) -> None:
 def _train_in_folder(
     settings: SftSettings, name: str | None, resume: str | None, arguments: list[str], console: Any
 ) -> None:
-    from trl import SFTTrainer, get_quantization_config
+    from trl import get_quantization_config
 
-    from sparsepo.training.run_guard import SealingCallback
+    from sparsepo.training.sft_trainer import GuardedSFTTrainer
 
     from .models import adapter_config, init_kwargs
     from .progress import shorten_logs
@@ -105,7 +105,7 @@ def _train_in_folder(
     else:
         config.model_init_kwargs = init_kwargs(settings.model, config)
     started = time.time()
-    trainer = SFTTrainer(
+    trainer = GuardedSFTTrainer(
         model=model,
         args=config,
         train_dataset=train,
@@ -115,7 +115,6 @@ def _train_in_folder(
         peft_config=adapter_config(settings.model),
     )
     shorten_logs(trainer)
-    trainer.add_callback(SealingCallback())
     trainer.train(resume_from_checkpoint=resume)
     _finish(trainer, settings, evaluation is not None, arguments, console, time.time() - started)
 

@@ -1,4 +1,4 @@
-"""What keeps a run whole when machines and numbers fail: sealed checkpoints, signals, steps that are not finite."""
+"""What keeps a run whole when machines fail: one run a folder, sealed checkpoints, and an end at a signal."""
 
 from __future__ import annotations
 
@@ -9,14 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from safetensors import SafetensorError
 from torch import nn
-from transformers import TrainerCallback
 
 from . import sealing
 from .interruption import Signals, TrainingInterrupted
-from .non_finite import NonFiniteSteps
 from .sealing import CheckpointError
 from .stopping import EvaluationEnded, StopsOnSignal, mark_evaluation_due
 from .trl_bridge import stages_of_fsdp
@@ -24,14 +21,13 @@ from .trl_bridge import stages_of_fsdp
 logger = logging.getLogger(__name__)
 
 
-class RunGuard(StopsOnSignal, NonFiniteSteps):
-    """The parts of a Trainer that save, stop and step, guarded. Mixed into the trainer before all others."""
+class RunGuard(StopsOnSignal):
+    """The parts of a Trainer that save and stop, guarded. Mixed into any Trainer, before all others."""
 
     # set by the trainer, or Trainer's own
     accelerator: Any
     args: Any
     state: Any
-    mask_monitor: Any
     is_in_train: bool
     is_world_process_zero: Any
     _get_output_dir: Any
@@ -44,7 +40,6 @@ class RunGuard(StopsOnSignal, NonFiniteSteps):
         Raises:
             CheckpointError: the folder is in use, or a checkpoint is not whole or cannot be written.
             TrainingInterrupted: SIGTERM or Ctrl-C; a checkpoint was saved before.
-            NonFiniteError: with ``non_finite='stop'``.
         """
         folder = self.args.output_dir
         checkpoint = _checked(resume_from_checkpoint, folder)
@@ -53,7 +48,7 @@ class RunGuard(StopsOnSignal, NonFiniteSteps):
         with _held(folder, self.is_world_process_zero()), Signals() as self._signals:
             self._leave_other_course(checkpoint, folder)
             try:
-                result = super().train(checkpoint, *args, **kwargs)
+                result = super().train(checkpoint, *args, **kwargs)  # type: ignore[misc]
             except EvaluationEnded:  # one before the first step: there is nothing to save
                 self.is_in_train = False
             late = 0 if self._stop_signal else self._signal_of_any_process()
@@ -101,8 +96,9 @@ class RunGuard(StopsOnSignal, NonFiniteSteps):
 
     def _complete(self, folder: Path) -> None:
         if self.args.should_save:
-            if self.mask_monitor is not None:
-                self.mask_monitor.save_state(folder)
+            monitor = getattr(self, "mask_monitor", None)
+            if monitor is not None:
+                monitor.save_state(folder)
             if self._left_out:
                 mark_evaluation_due(folder)
             sealing.seal(folder)
@@ -162,16 +158,6 @@ class RunGuard(StopsOnSignal, NonFiniteSteps):
         if not self._largest(float(is_there)):
             self._save_checkpoint(self.model, None)
         return f"{folder} holds the weights before it"
-
-
-class SealingCallback(TrainerCallback):
-    """Seals the checkpoints of a trainer that is not ours."""
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Write the list of files, when all processes have written theirs."""
-        PartialState().wait_for_everyone()
-        if args.should_save:
-            sealing.seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
 
 def _checked(wish: Any, folder: str) -> Any:

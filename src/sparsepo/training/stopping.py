@@ -17,7 +17,6 @@ from transformers.trainer_callback import ExportableState
 
 from . import sealing
 from .interruption import Signals, TrainingInterrupted
-from .monitor import MaskMonitor
 from .randomness import nothing_drawn
 from .workers import shield_workers
 
@@ -38,12 +37,12 @@ class StopsOnSignal:
     control: Any
     model: Any
     state: Any
-    mask_monitor: MaskMonitor | None
     _signals: Signals = Signals()  # of a run; this one hears nothing
     _stop_signal = 0  # that all processes know of
     _stop_saved = False  # whether its checkpoint has been asked for
     _saved_step = -1  # of the last checkpoint that this run has saved
     _resumed_from: str | None = None
+    _knows_by_flags = False  # whether the steps' flags tell all processes of a signal
     _may_end = False  # the evaluation under way
     _is_due = False  # an evaluation of the step made last
     _left_out = False  # an evaluation of the step made last, for a signal
@@ -87,13 +86,13 @@ class StopsOnSignal:
 
     def _take_flags(self, flags: list[float]) -> None:
         if self.accelerator.num_processes > 1:
-            self._stop_signal = int(flags[-1])
+            self._stop_signal, self._knows_by_flags = int(flags[-1]), True
         super()._take_flags(flags)  # type: ignore[misc]
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         """After a signal: save at once, evaluate no more, stop."""
-        if self.accelerator.num_processes == 1:
-            self._stop_signal = self._signals.received or 0
+        if not self._knows_by_flags:
+            self._stop_signal = self._signal_of_any_process()
         if self._stop_signal:
             self._ask_for_stop()
         try:
@@ -195,12 +194,13 @@ class _Traces:
 
     @staticmethod
     def of(trainer: Any) -> _Traces:
+        monitor = getattr(trainer, "mask_monitor", None)
         callbacks = [one for one in trainer.callback_handler.callbacks if isinstance(one, ExportableState)]
         return _Traces(
             len(trainer.state.log_history),
             trainer.accelerator.gradient_state.dataloader_references,
             [(one, copy.deepcopy(one.state().get("attributes", {}))) for one in callbacks],
-            None if trainer.mask_monitor is None else trainer.mask_monitor.memory(),
+            None if monitor is None else monitor.memory(),
         )
 
     def restore(self, trainer: Any) -> None:
@@ -209,5 +209,5 @@ class _Traces:
         for callback, attributes in self.callbacks:
             for name, value in attributes.items():
                 setattr(callback, name, value)
-        if self.monitor is not None and trainer.mask_monitor is not None:
+        if self.monitor is not None:
             trainer.mask_monitor.remember(self.monitor)
