@@ -8,7 +8,7 @@ from .run_guard import RunGuard
 
 
 class GuardedSFTTrainer(RunGuard, SFTTrainer):
-    """TRL's ``SFTTrainer`` with sealed checkpoints, a folder of its own, and an end at SIGTERM and Ctrl-C after a checkpoint.
+    """TRL's ``SFTTrainer`` with sealed checkpoints, a folder of its own, an end at SIGTERM and Ctrl-C after a checkpoint.
 
     Takes what ``SFTTrainer`` takes; ``train`` raises as :meth:`RunGuard.train` says.
     """

@@ -7,6 +7,7 @@ that it is due.
 from __future__ import annotations
 
 import copy
+import logging
 import signal
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from . import sealing
 from .interruption import Signals, TrainingInterrupted
 from .randomness import nothing_drawn
 from .workers import shield_workers
+
+logger = logging.getLogger(__name__)
 
 EVALUATION_DUE = "evaluation_due.json"  # in a checkpoint: the evaluation of its step has not been made
 
@@ -108,8 +111,11 @@ class StopsOnSignal:
             self._left_out = True
             if self._saved_step == step and self.args.should_save:  # before the end of the epoch, to which it belongs
                 folder = Path(self.args.output_dir) / f"checkpoint-{step}"
-                mark_evaluation_due(folder)
-                sealing.seal(folder)
+                try:
+                    mark_evaluation_due(folder)
+                    sealing.seal(folder)
+                except OSError as error:  # the checkpoint stays what it was
+                    logger.warning("%s will not make up for the evaluation of its step: %s", folder, error)
         control.should_training_stop, control.should_evaluate = True, False
         # Trainer asks once more at the end of the epoch
         control.should_save = not self._stop_saved and self._saved_step != step
