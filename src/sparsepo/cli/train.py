@@ -86,12 +86,10 @@ def _recipe_environment(arguments: list[str]) -> None:
 def _train(settings: TrainSettings, arguments: list[str]) -> None:
     from rich.console import Console
 
-    from .models import check_model_name, check_quantisation, load_tokenizer, refuse_other_tokenizer
-    from .pages import keep_pairs
-    from .preference_sets import DataRequest, preference_sets
-    from .progress import quiet_settings, shorten_logs
-    from .run_folder import claim_output_dir, resume_point
-    from .training_samples import keep_samples, sampled_prompts
+    from .models import check_model_name, check_quantisation
+    from .progress import quiet_settings
+    from .run_folder import claimed_output_dir
+    from .training_samples import sampled_prompts
 
     console = Console() if is_main_process() else None
     own, config = settings.own, settings.config
@@ -102,10 +100,22 @@ def _train(settings: TrainSettings, arguments: list[str]) -> None:
         check_model_name(own.ref_model_name_or_path, "ref_model_name_or_path")
     if not settings.script.dataset_name and not settings.mixture.datasets:
         raise CliError("No data: give --dataset_name (a file, folder or hub id), or dataset_name in the recipe.")
-    resume = resume_point(config.resume_from_checkpoint, config.output_dir, console)
     sampled = sampled_prompts(own, config.seed, console)
-    if console is not None:
-        claim_output_dir(config.output_dir, resume, own.overwrite_output_dir, name)
+    wish, folder = config.resume_from_checkpoint, config.output_dir
+    with claimed_output_dir(wish, folder, own.overwrite_output_dir, name, console) as resume:
+        _train_in_folder(settings, name, resume, sampled, arguments, console)
+
+
+def _train_in_folder(
+    settings: TrainSettings, name: str, resume: str | None, sampled: Any, arguments: list[str], console: Any
+) -> None:
+    from .models import load_tokenizer, refuse_other_tokenizer
+    from .pages import keep_pairs
+    from .preference_sets import DataRequest, preference_sets
+    from .progress import shorten_logs
+    from .training_samples import keep_samples
+
+    own, config = settings.own, settings.config
     _fit_length(settings, name, console)
     tokenizer = load_tokenizer(name, settings.model.model_revision, config.trust_remote_code)
     if own.ref_model_name_or_path is not None:
