@@ -87,23 +87,14 @@ def _train(settings: TrainSettings, arguments: list[str]) -> None:
     from rich.console import Console
 
     from .content_flags import content_filter_of
-    from .models import (
-        check_model_name,
-        check_quantisation,
-        fit_length,
-        load_tokenizer,
-        positions_of,
-        refuse_other_tokenizer,
-    )
-    from .pages import keep_pairs
-    from .preference_sets import DataRequest, preference_sets
-    from .progress import quiet_settings, shorten_logs
-    from .run_folder import claim_output_dir, resume_point
-    from .training_samples import keep_samples, sampled_prompts
+    from .models import check_model_name, check_quantisation
+    from .progress import quiet_settings
+    from .run_folder import claimed_output_dir
+    from .training_samples import sampled_prompts
 
     console = Console() if is_main_process() else None
     own, config = settings.own, settings.config
-    words = content_filter_of(own)  # a file of words that is missing is found before anything is loaded
+    content_filter_of(own)  # a file of words that is missing is found before anything is loaded
     quiet_settings(config, settings.given)
     name = check_model_name(settings.model.model_name_or_path, "model_name_or_path")
     check_quantisation(settings.model)
@@ -111,10 +102,23 @@ def _train(settings: TrainSettings, arguments: list[str]) -> None:
         check_model_name(own.ref_model_name_or_path, "ref_model_name_or_path")
     if not settings.script.dataset_name and not settings.mixture.datasets:
         raise CliError("No data: give --dataset_name (a file, folder or hub id), or dataset_name in the recipe.")
-    resume = resume_point(config.resume_from_checkpoint, config.output_dir, console)
     sampled = sampled_prompts(own, config.seed, console)
-    if console is not None:
-        claim_output_dir(config.output_dir, resume, own.overwrite_output_dir, name)
+    wish, folder = config.resume_from_checkpoint, config.output_dir
+    with claimed_output_dir(wish, folder, own.overwrite_output_dir, name, console) as resume:
+        _train_in_folder(settings, name, resume, sampled, arguments, console)
+
+
+def _train_in_folder(
+    settings: TrainSettings, name: str, resume: str | None, sampled: Any, arguments: list[str], console: Any
+) -> None:
+    from .content_flags import content_filter_of
+    from .models import fit_length, load_tokenizer, positions_of, refuse_other_tokenizer
+    from .pages import keep_pairs
+    from .preference_sets import DataRequest, preference_sets
+    from .progress import shorten_logs
+    from .training_samples import keep_samples
+
+    own, config = settings.own, settings.config
     fit_length(config, positions_of(name, config.trust_remote_code), console)
     tokenizer = load_tokenizer(name, settings.model.model_revision, config.trust_remote_code)
     if own.ref_model_name_or_path is not None:
@@ -127,7 +131,7 @@ def _train(settings: TrainSettings, arguments: list[str]) -> None:
     started = time.time()
     trainer = _trainer(settings, name, tokenizer, sets)
     shorten_logs(trainer)
-    keep_pairs(trainer, settings.own.inspect_pairs, words)
+    keep_pairs(trainer, own.inspect_pairs, content_filter_of(own))
     keep_samples(trainer, tokenizer, sampled)
     trainer.train(resume_from_checkpoint=resume)
     _refuse_stopped(trainer)

@@ -104,13 +104,13 @@ def _mutants(job: Job, part: str, rng: np.random.Generator, counts: Counter[str]
             yield from (mutant_row(problem["prompt"], solution, mutant) for mutant in chosen)
         return
     judged = tried(candidates, lambda asked: which_pass(job, [(problems[place], code) for place, code in asked]))
-    for problem, (is_solved, mutants) in zip(problems, judged, strict=True):
+    for problem, (is_solved, results) in zip(problems, judged, strict=True):
         counts["problems"] += 1
         if not is_solved:
             counts["solutions that fail"] += 1
             continue
-        failing = [mutant for mutant, passed in mutants if not passed]
-        counts["mutants that pass"] += len(mutants) - len(failing)
+        failing = [mutant for mutant, passed in results if not passed]
+        counts["mutants that pass"] += len(results) - len(failing)
         for mutant in failing[: own["per_problem"]]:
             yield mutant_row(problem["prompt"], problem["reference"], mutant)
 
