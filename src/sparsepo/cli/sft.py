@@ -76,7 +76,7 @@ def _train(settings: SftSettings, arguments: list[str]) -> None:
     own, config, name = settings.own, settings.config, settings.model.model_name_or_path
     check_quantisation(settings.model)
     if own.init_from_config is None:
-        check_model_name(name, "model_name_or_path")
+        name = check_model_name(name, "model_name_or_path")
     elif name is not None:
         raise CliError("model_name_or_path and init_from_config exclude each other; give one.")
     quiet_settings(config, settings.given)
@@ -92,15 +92,18 @@ def _train_in_folder(
 
     from sparsepo.training.sft_trainer import GuardedSFTTrainer
 
-    from .models import adapter_config, init_kwargs
+    from .models import adapter_config, fit_length, init_kwargs, positions_of
     from .progress import shorten_logs
 
     own, config = settings.own, settings.config
+    if name is not None:
+        fit_length(config, positions_of(name, config.trust_remote_code), console)
     train, evaluation = _texts(settings, console)
     model: Any = name
     tokenizer = None
     if own.init_from_config is not None:
         model, tokenizer = _new_model(settings, train, console)
+        fit_length(config, getattr(model.config, "max_position_embeddings", None), console)
         config.model_init_kwargs = None
     else:
         config.model_init_kwargs = init_kwargs(settings.model, config)
