@@ -98,15 +98,15 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     once."""
     folder = tmp_path_factory.mktemp("parallel")
     launched: set[tuple[str, int]] = set()
-    resumed = tuple(RESUMED + name for name in RESUMED_DEFAULT)
+    whole_group = (*DEFAULT, *(RESUMED + name for name in RESUMED_DEFAULT), STOPPED, FULL)
 
     def get(name: str, processes: int = 2) -> Path:
         if (name, processes) not in launched:
-            group = (*DEFAULT, *resumed) if processes == 2 and name in (*DEFAULT, *resumed) else (name,)
+            group = whole_group if processes == 2 and name in whole_group else (name,)
             launch(folder, group, processes, timeout=900)
             launched.update((member, processes) for member in group)
         base = name.removeprefix(SHARDED)
-        if not name.startswith(RESUMED) and (base, 1) not in launched:
+        if base in CASES and (base, 1) not in launched:
             run_case(base, folder, processes=1)
             launched.add((base, 1))
         return folder
@@ -213,9 +213,11 @@ def test_the_command_runs_under_fsdp2_from_beginning_to_end(tmp_path: Path) -> N
     load_mask(output, start)
 
 
-def test_two_processes_stop_together_at_a_signal_or_a_full_disk(tmp_path: Path) -> None:
-    """A signal to one of them ends the evaluation or the step of both; a disk that is full for one stops both at once."""
-    launch(tmp_path, (STOPPED, FULL), timeout=900)
+@pytest.mark.parametrize("name", [STOPPED, FULL])
+def test_two_processes_stop_together(results: Callable[..., Path], name: str) -> None:
+    """A signal to one of them ends the evaluation or the step of both; a disk that is full for one stops both at once. The
+    processes have compared what they found."""
+    assert {path.name for path in (results(name) / name).iterdir()} > {"rows"}
 
 
 def test_two_processes_keep_the_masks_that_one_keeps(results: Callable[..., Path]) -> None:

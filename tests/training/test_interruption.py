@@ -137,6 +137,30 @@ def test_a_signal_saves_then_exits_with_its_status(
         assert_same(weights(out), weights(whole))
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("whom", ["launcher", "group"])
+def test_a_signal_to_the_launcher_stops_its_processes_together(
+    materials: tuple[Path, Path], tmp_path: Path, whom: str
+) -> None:
+    """A signal to the group reaches the processes twice: their own, and the one that the launcher passes on."""
+    flags = ("--accelerate_config=ddp", "--num_processes=2")
+    finish(command(*materials, tmp_path / "whole", *flags))
+    out = tmp_path / "out"
+    process = start(command(*materials, out, *flags), new_session=True)
+    wait_for(process, "step 3/8")
+    if whom == "group":
+        os.killpg(process.pid, signal.SIGTERM)
+    else:
+        process.terminate()
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == 143, output
+    last = sealing.last_whole(out)
+    assert last is not None
+    assert f"SIGTERM: stopped after step {last.name.split('-')[1]}, which is saved in {last}" in output
+    finish(command(*materials, out, *flags))
+    assert_same(weights(out), weights(tmp_path / "whole"))
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_in_a_script_stops_it_after_a_checkpoint(
     tmp_path: Path, rows: Dataset, number: signal.Signals

@@ -57,7 +57,8 @@ class NonFiniteSteps:
     _sums: dict[str, MetricSums]
     skipped_steps = 0
     _skipped_in_a_row = 0
-    _scaler_skipped_in_a_row = 0
+    _scaler_skipped_in_a_row = 0  # until the step before
+    _scale = 0.0  # fp16's, of the step before
     _steps_since_log = 0
     _skipped_since_log = 0
     _before_step: _Window | None = None
@@ -69,6 +70,7 @@ class NonFiniteSteps:
         """Trainer's; skipped steps are counted from here."""
         self.skipped_steps, self._skipped_in_a_row = 0, 0
         self._scaler_skipped_in_a_row = self._steps_since_log = self._skipped_since_log = 0
+        self._scale = 0.0
         try:
             return super().train(*args, **kwargs)  # type: ignore[misc]
         finally:
@@ -92,9 +94,11 @@ class NonFiniteSteps:
         """Trainer's; afterwards all gradients of the step are there, and the optimiser has not moved yet."""
         norm = super()._get_grad_norm(model, grad_norm)  # type: ignore[misc]
         self._steps_since_log += 1
-        if getattr(self.accelerator, "scaler", None) is not None:
-            was_skipped = self.accelerator.optimizer_step_was_skipped  # the step before
-            self._scaler_skipped_in_a_row = self._scaler_skipped_in_a_row + 1 if was_skipped else 0
+        scaler = getattr(self.accelerator, "scaler", None)
+        if scaler is not None:  # a fused optimiser leaves a step out unseen: only the scale tells
+            scale = float(scaler.get_scale())
+            self._scaler_skipped_in_a_row = self._scaler_skipped_in_a_row + 1 if scale < self._scale else 0
+            self._scale = scale
         flags = self._local_flags(norm)
         if self.accelerator.num_processes > 1:
             local = torch.stack([torch.as_tensor(flag, device=self.accelerator.device).float() for flag in flags])
@@ -145,7 +149,7 @@ class NonFiniteSteps:
 
     def _end_search_for_scale(self) -> None:
         """Gradients overflow at any scale: no step would ever be made. A collective call."""
-        step, scale = self.state.global_step + 1, float(self.accelerator.scaler.get_scale())
+        step, scale = self.state.global_step + 1, self._scale
         findings, where = self._examine(step)
         cause = _listed(findings) if findings else "its gradients overflow when they are scaled"
         saved = self._save_before_stop()
