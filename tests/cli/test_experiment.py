@@ -67,7 +67,8 @@ def test_an_experiment_is_done_once_and_again_where_settings_change(
     run = results["runs"][1]
     assert (run["method"], run["beta"], run["seed"]) == ("SparsePO common", 0.5, 0)
     wanted = {"reward_accuracy", "reward_margin", "loss", "kl_chosen", "masked_kl_chosen", "reward_mask_zeros"}
-    wanted |= {"mask_auc", "mask_auc_content", "reward", "sequence_kl", "masked_sequence_kl", "monte_carlo_kl"}
+    wanted |= {"mask_auc", "mask_auc_content", "entropy_auc"}
+    wanted |= {"reward", "sequence_kl", "masked_sequence_kl", "monte_carlo_kl"}
     assert wanted <= set(run["metrics"])
     assert run["metrics"]["sequence_kl"] > 0
     assert len(list(csv.DictReader((output / "results.csv").open()))) == 2

@@ -13,6 +13,7 @@ import pytest
 
 from sparsepo.cli.base import CliError
 from sparsepo.cli.judge import PROGRAMS, REWARD_KINDS, reward_spec
+from sparsepo.evaluation.judge import Endpoint, request_key
 from tests.cli.conftest import Outcome, write_rows
 from tests.evaluation.judge.server import fails, judge_server, says
 from tests.support import tiny_tokenizer
@@ -67,7 +68,7 @@ def test_a_win_rate(sparsepo: Call, tmp_path: Path, files: tuple[Path, Path]) ->
         assert report["counts"] == {"wins": 4, "ties": 0, "losses": 2}
         assert report["complete"]
         assert report["asking"] == {
-            "requests": 12, "cached": 0, "answered": 12, "failed": 0, "retried": {"HTTP 429: it failed": 1},
+            "requests": 12, "adopted": 0, "cached": 0, "answered": 12, "failed": 0, "retried": {"HTTP 429: it failed": 1},
         }  # fmt: skip
         assert report["spent"]["cost"] == pytest.approx(12 * 200e-6)
         rows = [json.loads(line) for line in (out / "verdicts.jsonl").read_text().splitlines()]
@@ -164,6 +165,47 @@ def test_another_judging_is_not_overwritten(sparsepo: Call, tmp_path: Path, file
         assert len(server.bodies) == 12
         assert sparsepo("judge", *flags, "--request", '{"seed": 1}', "--overwrite").status == 0
         assert server.bodies[-1]["seed"] == 1
+
+
+def test_another_endpoint_is_asked_itself(sparsepo: Call, tmp_path: Path, files: tuple[Path, Path]) -> None:
+    out = tmp_path / "out"
+    with judge_server(verdict=by_quality) as one, judge_server(verdict=by_quality) as two:
+        first = [*files, *endpoint_flags(one.url), "--output", out]
+        other = [*files, *endpoint_flags(two.url)]
+        assert sparsepo("judge", *first).status == 0
+        refused = sparsepo("judge", *other, "--output", out)
+        assert refused.status == 1
+        assert f"by another endpoint, {one.url}" in refused.err
+        assert two.bodies == []
+        assert sparsepo("judge", *other, "--output", tmp_path / "other").status == 0
+        assert len(two.bodies) == 12
+        moved = sparsepo("judge", *other, "--output", out, "--endpoint_name", one.url)  # the same server, elsewhere now
+        assert moved.status == 0
+        assert (len(one.bodies), len(two.bodies)) == (12, 12)
+
+
+def test_answers_of_an_earlier_version_are_used_and_told(
+    sparsepo: Call, tmp_path: Path, files: tuple[Path, Path]
+) -> None:
+    cache, out = tmp_path / "answers.sqlite", tmp_path / "out"
+    with judge_server(verdict=by_quality) as server:
+        flags = [*files, *endpoint_flags(server.url), "--cache", cache]
+        assert sparsepo("judge", *flags, "--output", out).status == 0
+        older = {request_key(body): request_key(body, Endpoint(server.url).source) for body in server.bodies}
+        with sqlite3.connect(cache) as connection:
+            for old, new in older.items():
+                connection.execute("UPDATE answers SET key = ? WHERE key = ?", (old, new))
+        content = report_of(out)
+        del content["judge"]["source"]
+        (out / "judge.json").write_text(json.dumps(content))
+        tried = sparsepo("judge", *flags, "--dry_run")
+        result = sparsepo("judge", *flags, "--output", out)
+        for one in (tried, result):
+            assert one.status == 0, one.err
+            assert "12 answers were kept by a version that did not write down the endpoint" in one.out
+        assert report_of(out)["asking"]["adopted"] == 12
+        assert "did not write down" not in sparsepo("judge", *flags, "--output", out).out
+        assert len(server.bodies) == 12
 
 
 def test_transcripts_with_both_answers(sparsepo: Call, tmp_path: Path) -> None:

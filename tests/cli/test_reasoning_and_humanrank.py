@@ -61,6 +61,8 @@ def test_before_and_after_on_a_local_task(
         (["--tasks", "broken"], "1 of 1 tasks cannot be loaded"),
         (["--tasks", "broken", "--limit", "0"], "--limit 0: must be at least 1"),
         (["--include_path", "gone"], "--include_path gone: no such folder"),
+        (["--tasks", "torn"], "no task or group 'torn'. Did you mean broken? Not read: "),
+        (["--tasks", "broken", "--chat_template"], "has no chat template; leave the flag out"),
     ],
     ids=str,
 )
@@ -72,6 +74,7 @@ def test_wrong_reasoning(
     import sparsepo.evaluation.leaderboard.running as running
 
     write_task(tmp_path, "broken", data=str(tmp_path / "nowhere.jsonl"))
+    (tmp_path / "torn.yaml").write_text("task: [torn\n  x: {")
     # without lm-eval's own tasks, which take seconds to read
     monkeypatch.setattr(
         running, "_manager_class", lambda: lambda **given: TaskManager(**{**given, "include_defaults": False})
@@ -106,6 +109,30 @@ def test_humanrank_of_two_models(sparsepo: Call, tmp_path: Path, model_folder: P
     kept = {path: path.stat().st_mtime_ns for path in (out / "scores").rglob("*.json")}
     assert sparsepo(*arguments).status == 0
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
+
+
+def test_questions_longer_than_the_model(sparsepo: Call, tmp_path: Path, model_folder: Path) -> None:
+    """A limit beyond the model's positions is theirs: tokens behind them have no embedding."""
+    long = write_rows(tmp_path / "q.jsonl", [{**QUESTION, "question": "the film was good " * 60}])
+    arguments = ("humanrank", f"a={model_folder}", "--data", long, "--use_cpu", "--output")
+    results = [
+        sparsepo(*arguments, tmp_path / name, *more) for name, more in {"one": (), "two": ("--max_length", 999)}.items()
+    ]
+    assert [result.status for result in results] == [0, 0], results
+    assert "a: max_length 999 → 128: the model has no more positions" in results[1].out
+    one, two = (json.loads((tmp_path / name / "humanrank.json").read_text())["models"] for name in ("one", "two"))
+    assert one == two
+
+
+@pytest.mark.parametrize("command", ["humanrank", "reasoning"])
+def test_a_model_without_a_tokenizer(sparsepo: Call, tmp_path: Path, command: str) -> None:
+    tiny_model("gpt2").save_pretrained(tmp_path / "model")
+    write_task(tmp_path, "mine", rows=2)
+    data = write_rows(tmp_path / "q.jsonl", [QUESTION])
+    more = ("--data", data) if command == "humanrank" else ("--tasks", "mine", "--include_path", tmp_path)
+    result = sparsepo(command, tmp_path / "model", *more, "--use_cpu")
+    assert result.status == 1
+    assert "the folder holds no tokenizer files" in result.err
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,8 @@ def test_published_settings(task: str, method: str) -> None:
     assert (config.beta, config.learning_rate, config.num_train_epochs) == (beta, rate, epochs)
     assert config.per_device_train_batch_size * config.gradient_accumulation_steps == batch
     assert (config.lr_scheduler_type.value, config.warmup_steps) == ("cosine", 0.1)
-    assert (config.max_length, config.max_prompt_length) == (2048, 1024)
+    # published 2048 and 1024; GPT-2 has 1,024 positions
+    assert (config.max_length, config.max_prompt_length) == ((1024, 512) if task == "imdb" else (2048, 1024))
     assert config.optim.value.startswith("adamw_torch")
     assert config.preset == "published"
     assert config.objective == ("mapo" if method == "mapo" else "sparsepo")

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from sparsepo.cli.base import CliError
-from sparsepo.cli.run_folder import SUMMARY, claim_output_dir, command_line, resume_point, write_summary
+from sparsepo.cli.run_folder import (
+    SUMMARY,
+    claim_output_dir,
+    claimed_output_dir,
+    command_line,
+    resume_point,
+    write_summary,
+)
+from sparsepo.training import sealing
 from sparsepo.training.sealing import seal
 
 
@@ -36,6 +46,52 @@ def test_which_checkpoint_is_resumed(tmp_path: Path) -> None:
         CliError, match=r"no checkpoint there: .*cut off while it was saved; .*checkpoint-9, checkpoint-10"
     ):
         resume_point(str(tmp_path / "checkpoint-11"), str(tmp_path))
+
+
+def is_refused_elsewhere(folder: Path) -> bool:
+    """Whether another process is kept from a folder."""
+    child = os.fork()
+    if child == 0:
+        sealing._held.clear()  # what it has inherited is not its own
+        try:
+            sealing.refuse_held(folder)
+        except sealing.CheckpointError:
+            os._exit(1)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
+
+
+def test_a_claimed_folder_is_the_runs_own_until_the_end(tmp_path: Path) -> None:
+    out, console = tmp_path / "out", Console(quiet=True)
+    with claimed_output_dir("auto", str(out), False, None, console) as resume:
+        assert resume is None
+        with sealing.holding(out):  # the trainer's
+            assert is_refused_elsewhere(out)
+        assert is_refused_elsewhere(out)
+        last = checkpoint(out, 3)
+    assert not is_refused_elsewhere(out)
+    with claimed_output_dir("auto", str(out), False, None, None) as resume:  # another process of the run
+        assert resume == str(last)
+        assert not is_refused_elsewhere(out)
+
+
+def test_a_claim_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    out, console = tmp_path / "out", Console(quiet=True)
+    with (
+        pytest.raises(CliError, match="holds no checkpoint"),
+        claimed_output_dir("last", str(out), True, None, console),
+    ):
+        pass
+    assert not out.exists()
+    with pytest.raises(ZeroDivisionError), claimed_output_dir(None, str(out), False, None, console):
+        raise ZeroDivisionError
+    assert not out.exists()
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(CliError, match="is a file"),
+        claimed_output_dir(None, str(tmp_path / "file"), False, None, console),
+    ):
+        pass
 
 
 def test_new_folders_and_strange_files_are_fine(tmp_path: Path) -> None:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
+from sparsepo.training.sealing import checkpoint_folders, last_whole
 from tests.cli.conftest import SHORT_RUN, Outcome, write_rows
 
 Call = Callable[..., Outcome]
@@ -157,3 +163,60 @@ def test_wrong_calls_of_evaluate(
     assert result.status == 1
     assert said in result.err
     assert "Traceback" not in result.err
+
+
+SFT = (*SHORT_RUN, "--max_steps=4", "--save_strategy=steps", "--save_steps=1", "--save_total_limit=1")
+
+
+def sft_trainer_that(monkeypatch: pytest.MonkeyPatch, **methods: Any) -> None:
+    """Let the command use a trainer with other methods."""
+    from sparsepo.training import sft_trainer
+
+    changed = type("Changed", (sft_trainer.GuardedSFTTrainer,), methods)
+    monkeypatch.setattr(sft_trainer, "GuardedSFTTrainer", changed)
+
+
+def test_sft_stops_at_a_signal_and_goes_on_from_there(
+    sparsepo: Call, tmp_path: Path, model_folder: Path, pairs_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def call(out: Path) -> Outcome:
+        arguments = ("--model_name_or_path", model_folder, "--dataset_name", pairs_file, "--output_dir", out)
+        return sparsepo("sft", *SFT, *arguments, "--resume_from_checkpoint=auto")
+
+    assert call(tmp_path / "whole").status == 0
+
+    def training_step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.state.global_step == 1:
+            signal.raise_signal(signal.SIGTERM)
+        return super(type(self), self).training_step(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        sft_trainer_that(patch, training_step=training_step)
+        stopped = call(tmp_path / "out")
+    assert stopped.status == 143
+    assert "SIGTERM: stopped after step 2, which is saved in" in stopped.err
+    assert [path.name for path in checkpoint_folders(tmp_path / "out")] == ["checkpoint-2"]
+    assert not (tmp_path / "out" / "train_summary.json").exists()
+    assert call(tmp_path / "out").status == 0
+    mine, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("out", "whole"))
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def test_sft_keeps_the_old_checkpoint_until_the_new_one_is_whole(
+    sparsepo: Call, tmp_path: Path, model_folder: Path, pairs_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def _complete(self: Any, folder: Path) -> None:
+        if folder.name == "checkpoint-2":
+            assert (folder.parent / "checkpoint-1").is_dir()
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        super(type(self), self)._complete(folder)
+
+    sft_trainer_that(monkeypatch, _complete=_complete)
+    out = tmp_path / "out"
+    arguments = ("--model_name_or_path", model_folder, "--dataset_name", pairs_file, "--output_dir", out)
+    failed = sparsepo("sft", *SFT, *arguments)
+    assert failed.status == 1
+    assert "checkpoint-2 could not be written" in failed.err
+    assert "checkpoint-1 is the last whole checkpoint" in failed.err
+    assert last_whole(out) == out / "checkpoint-1"

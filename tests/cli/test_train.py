@@ -10,8 +10,11 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file
+from transformers import Trainer
 
 from sparsepo import load_mask
+from sparsepo.cli import preference_sets, run_folder, sft
+from sparsepo.training.sealing import HOLDER
 from tests.cli.conftest import SHORT_RUN, Outcome, write_rows
 
 Call = Callable[..., Outcome]
@@ -257,3 +260,26 @@ def test_a_run_that_the_health_monitor_ends_is_no_success(
     assert "mask_on_failure=stop ended training at step 3: only 0 % of the common mask is zero" in result.err
     assert (out / "checkpoint-3" / "mask" / "mask.json").is_file()
     assert not (out / "train_summary.json").exists()
+
+
+@pytest.mark.parametrize("command", ["train", "sft"])
+def test_the_folder_is_held_from_the_first_row_to_the_last_file(
+    sparsepo: Call, model_folder: Path, pairs_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    out, held = tmp_path / "out", {}
+
+    def noting(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(*args: Any, **kwargs: Any) -> Any:
+            held[name] = (out / HOLDER).is_file()
+            return function(*args, **kwargs)
+
+        return noted
+
+    rows = (preference_sets, "preference_sets") if command == "train" else (sft, "_texts")
+    for name, place in {"rows": rows, "summary": (run_folder, "write_summary"), "end": (Trainer, "end")}.items():
+        monkeypatch.setattr(*place, noting(name, getattr(*place)))
+    data = ("--dataset_name", pairs_file)
+    done = sparsepo(command, "--model_name_or_path", model_folder, *data, "--output_dir", out, *SHORT_RUN)
+    assert done.status == 0, done.err
+    assert held == {"rows": True, "summary": True, "end": True}
+    assert not (out / HOLDER).exists()

@@ -6,6 +6,7 @@ import json
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -145,6 +146,49 @@ def test_computing_decides_what_passes_and_not_waiting(tmp_path: Path) -> None:
     assert told[1]["detail"] == "more than 1 s of computing"
 
 
+def test_programs_run_in_as_many_sandboxes_as_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sparsepo.evaluation.code as room
+
+    seen = []
+
+    class Spy:
+        def __init__(self, allowed: bool, limits: Any, *, workers: int) -> None:
+            seen.append(workers)
+
+        def run(self, jobs: Any, keep: Path) -> list[Any]:
+            return [SimpleNamespace(passed=True) for _ in jobs]
+
+    monkeypatch.setattr(room, "Executor", Spy)
+    for settings in ({}, {"workers": 5}):
+        own = check_section(PAIRS["code"], settings, "pairs")
+        judging = replace(job(tmp_path, f"judging {len(seen)}", own), may_execute=True)
+        assert which_pass(judging, [({"problem": problems(1)[0]}, "x = 1\n")]) == [True]
+    assert seen == [1, 5]
+
+
+def test_a_checked_solution_must_pass_and_its_mutants_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sparsepo.experiments.pipeline import programs
+
+    data = job(tmp_path, "problems", check_section(PREPARE["code"], {"eval_fraction": 0.25}, "prepare"), problems())
+    found = prepare_problems(data)
+    asked: list[str] = []
+
+    def judge(_: Any, programs: Any) -> list[bool]:
+        """The first of three problems is not solved; of the others the first mutant passes and the second fails."""
+        asked.extend(code for _, code in programs)
+        places = [place % 3 for place in range(len(programs))]  # a solution and its two mutants
+        unsolved = 3 if len(programs) == 9 else 0
+        return [place < 2 and number >= unsolved for number, place in enumerate(places)]
+
+    monkeypatch.setattr(programs, "which_pass", judge)
+    own = check_section(PAIRS["code"], {"per_problem": 1}, "pairs")
+    pairs = job(tmp_path, "mutants", own, None, data=(data.folder, found))
+    result = mutant_pairs(pairs)
+    assert result["counts"] == {"problems": 4, "solutions that fail": 1, "mutants that pass": 3}
+    rows = rows_of(pairs.folder / "train.jsonl")
+    assert sorted((row["chosen"], row["rejected"]) for row in rows) == [(asked[3], asked[5]), (asked[6], asked[8])]
+
+
 def test_pass_rates_are_unbiased_estimates() -> None:
     rewards = [1.0] * 5 + [0.0] * 5 + [0.0] * 10  # two problems of ten samples, five and none pass
     found = pass_rates(rewards, 10)
@@ -161,7 +205,7 @@ def test_a_program_ends_where_something_else_begins() -> None:
 def test_rouge_of_rows() -> None:
     pytest.importorskip("rouge_score")
     rows = [{"reference": "a b c d"}, {"reference": "a b c d"}]
-    assert rouge_l(rows, ["a b c d", "x y"]) == [1.0, 0.0]
+    assert rouge_l(rows, ["a b c d", "x y"]) == [100.0, 0.0]
 
 
 def test_labelled_texts_are_positive_or_negative(tmp_path: Path) -> None:

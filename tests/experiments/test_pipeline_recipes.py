@@ -58,8 +58,6 @@ def test_the_papers_settings(task: str) -> None:
         assert published["beta"] in recipe.betas_of(method)
         own = recipe.flags_of(method, published["beta"])
         for setting in PUBLISHED:
-            if task == "sentiment" and setting in ("max_length", "max_prompt_length"):
-                continue  # published 2048 and 1024; GPT-2 has 1,024 positions
             assert own.get(setting) == published.get(setting), (method, setting)
     start = yaml.safe_load((folder / f"sft_{short}.yaml").read_text(encoding="utf-8"))
     for setting in ("model_name_or_path", "learning_rate", "num_train_epochs", "lora_r", "lora_alpha"):
@@ -176,6 +174,24 @@ def test_hub_ids_are_no_missing_files() -> None:
 def test_roles_have_descriptions(task: str) -> None:
     recipe = read_recipe(task, "small")
     assert set(recipe.data) <= set(ROLES[task])
+
+
+def test_how_many_sandboxes_there_are_changes_no_stage() -> None:
+    def keys(*changes: str) -> dict[str, str]:
+        return plan_of(read_recipe("code", "small", changes), {"rows": ["hub/rows"]}).keys
+
+    assert keys("evaluate.workers=7", "pairs.workers=3") == keys()
+    assert keys("evaluate.timeout=9") != keys()
+    with pytest.raises(ValueError, match="workers=0 must be at least 1"):
+        read_recipe("code", "small", ["evaluate.workers=0"])
+
+
+def test_runs_that_were_judged_by_another_scale_of_rouge_are_judged_again() -> None:
+    recipe = read_recipe("summarisation", "small")
+    (first, *_) = plan_of(recipe, {"rows": ["hub/rows"]}).runs()
+    assert first.settings["reward"]["scale"] == 100
+    (other, *_) = plan_of(read_recipe("sentiment", "small"), {}).runs()
+    assert "scale" not in other.settings["reward"]
 
 
 def test_seeds_share_the_start_unless_asked_otherwise() -> None:

@@ -17,6 +17,7 @@ from sparsepo.experiments.pipeline.folder import ExperimentFolder
 from sparsepo.experiments.pipeline.jobs import write_lines
 from sparsepo.experiments.pipeline.planning import plan_of
 from sparsepo.experiments.pipeline.recipe import SFT, Recipe, read_recipe
+from sparsepo.experiments.pipeline.result_pages import write_report
 from sparsepo.experiments.pipeline.result_tables import groups_of, parts, tables
 from sparsepo.experiments.pipeline.stages import Plan
 
@@ -129,6 +130,21 @@ def test_all_files_are_written(experiment: tuple[Recipe, Plan, ExperimentFolder]
     page = (folder.path / "report.html").read_text()
     for expected in ("sentiment, size small", "SparsePO common", "Reward at matched KL", "data:image/svg+xml"):
         assert expected in page
+
+
+def test_axes_say_how_samples_were_drawn(results: dict[str, Any], tmp_path: Path) -> None:
+    def drawn(name: str, **changes: Any) -> str:
+        recipe = {**results["recipe"], "evaluate": {**results["recipe"]["evaluate"], **changes}}
+        write_report({**results, "recipe": recipe}, tmp_path / name)
+        return (tmp_path / name / "plots" / "frontier.svg").read_text(encoding="utf-8")
+
+    plain = drawn("plain")
+    assert "exact, nats" in plain
+    assert "temperature" not in plain
+    code = drawn("code", temperature=0.6)
+    assert "exact, nats, of samples at temperature 0.6" in code
+    assert "sampled reward (temperature 0.6)" in code
+    assert "temperature 0.6, top_p 0.9" in drawn("both", temperature=0.6, top_p=0.9)
 
 
 def test_an_experiment_of_which_nothing_is_done(tmp_path: Path) -> None:

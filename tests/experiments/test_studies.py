@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from sparsepo.evaluation.tilting import TiltedReference
-from sparsepo.experiments import matched, playground_runs
+from sparsepo.experiments import exchange, matched, playground_runs
 from sparsepo.experiments.grids import GRIDS
 from sparsepo.experiments.playground_materials import get_materials
 from sparsepo.experiments.store import Store
@@ -72,6 +72,42 @@ def test_what_is_done_is_not_done_again(
     assert study(folder, "--list") == 0
     assert capsys.readouterr().out.count("done seed 3") == len(results)
     assert study(folder, "--report_only", "--limit", "1") == 0
+
+
+def test_exported_results_make_the_same_table(
+    folder: Path,
+    results: dict[str, dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(playground_runs, "run_task", lambda *_: pytest.fail("ran again"))
+    file = tmp_path / "gates.jsonl.gz"
+    assert study(folder, "--export", str(file)) == 0
+    other = tmp_path / "elsewhere"
+    assert study(other, "--results", str(file)) == 0
+    assert (other / "gates.md").read_text() == (folder / "gates.md").read_text()
+    found = [json.loads(path.read_text()) for path in (other / "runs").glob("*.json")]
+    assert {result["task"]["label"]: result for result in found} == results
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("[1]", "line 1"),
+        ('{"task": {}}', "line 1: no result of a run; ranking"),
+        (
+            json.dumps({"task": {"colour": 1}} | {name: {} for name in exchange.PARTS}),
+            "its task is none of this version",
+        ),
+    ],
+)
+def test_other_files_are_no_results(tmp_path: Path, line: str, message: str) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text(line + "\n", encoding="utf-8")
+    with pytest.raises(SystemExit, match=message):
+        study(tmp_path / "study", "--report_only", "--results", str(file))
+    with pytest.raises(SystemExit, match=r"must end in \.jsonl"):
+        study(tmp_path / "study", "--export", str(tmp_path / "rows.csv"))
 
 
 def test_missing_runs_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
+
+from tests.support import preference_rows, tiny_model, tiny_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 8
@@ -26,16 +29,31 @@ def command(model: Path, data: Path, out: Path, *flags: str) -> list[str]:
     ]
 
 
+def write_materials(folder: Path) -> tuple[Path, Path]:
+    """A model and pairs."""
+    tiny_model("gpt2").save_pretrained(folder / "model")
+    tiny_tokenizer().save_pretrained(folder / "model")
+    rows = [json.dumps(row) + "\n" for row in preference_rows(20)]
+    (folder / "pairs.jsonl").write_text("".join(rows))
+    return folder / "model", folder / "pairs.jsonl"
+
+
 def environment() -> dict[str, str]:
     """One thread, offline, and this checkout's package."""
     offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     return {**os.environ, **offline, "PYTHONPATH": str(ROOT / "src")}
 
 
-def start(arguments: list[str]) -> subprocess.Popen[str]:
-    """A process whose output can be read, errors included."""
+def start(arguments: list[str], new_session: bool = False) -> subprocess.Popen[str]:
+    """A process whose output can be read, errors included; ``new_session``: the leader of a process group of its own."""
     return subprocess.Popen(
-        arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment(), cwd=ROOT
+        arguments,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment(),
+        cwd=ROOT,
+        start_new_session=new_session,
     )
 
 

@@ -149,6 +149,7 @@ class Tamper(TrainerCallback):
 
 
 RESUMED, COMMAND = "resume:", "command"
+STOPPED, FULL = "stop", "full"  # of parallel_checkpoints.py
 SHARDED = "fsdp2:"  # before a case's name: by FSDP2 where there are several processes, otherwise by DDP
 
 
@@ -240,6 +241,10 @@ def main() -> None:
     for name in sys.argv[2:]:
         if name == COMMAND:  # the last one: it ends the process group
             return parallel_command.run_command(Path(sys.argv[1]), rank)
+        if name in (STOPPED, FULL):
+            run = parallel_checkpoints.run_stopped if name == STOPPED else parallel_checkpoints.run_full
+            run(Path(sys.argv[1]) / name, rank)
+            continue
         if name.startswith(RESUMED):
             parallel_checkpoints.run_case(name.removeprefix(RESUMED), Path(sys.argv[1]), processes, rank)
             continue

@@ -25,7 +25,7 @@ from sparsepo.inspection.history import read_history
 from sparsepo.training.streams import FilledStream
 from tests.support import perturbed, tiny_model
 
-from .parallel_cases import CASES, COMMAND, RESUMED, SHARDED, WATCHED, run_case
+from .parallel_cases import CASES, COMMAND, FULL, RESUMED, SHARDED, STOPPED, WATCHED, run_case
 from .parallel_checkpoints import CASES as CASES_OF_RESUMING
 from .running import assert_close, assert_same, moved, steps_of, without_clocks
 
@@ -211,6 +211,11 @@ def test_the_command_runs_under_fsdp2_from_beginning_to_end(tmp_path: Path) -> N
     before, after = (dict(each.named_parameters()) for each in (start, model))
     assert moved(before, {name: value.detach() for name, value in after.items()}) > 1e-4
     load_mask(output, start)
+
+
+def test_two_processes_stop_together_at_a_signal_or_a_full_disk(tmp_path: Path) -> None:
+    """A signal to one of them ends the evaluation or the step of both; a disk that is full for one stops both at once."""
+    launch(tmp_path, (STOPPED, FULL), timeout=900)
 
 
 def test_two_processes_keep_the_masks_that_one_keeps(results: Callable[..., Path]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import shutil
@@ -17,21 +16,14 @@ from datasets import Dataset
 
 from sparsepo import SparsePOTrainer
 from sparsepo.training import sealing
-from tests.support import preference_rows, tiny_model, tiny_tokenizer
 
-from .interrupted_runs import STEPS, command, finish, start, wait_for, weights
+from .interrupted_runs import STEPS, command, finish, start, wait_for, weights, write_materials
 from .running import assert_same, build, mask_state, policy_state, prepared_rows, run_config
 
 
 @pytest.fixture(scope="module")
 def materials(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A model and pairs."""
-    folder = tmp_path_factory.mktemp("materials")
-    tiny_model("gpt2").save_pretrained(folder / "model")
-    tiny_tokenizer().save_pretrained(folder / "model")
-    rows = [json.dumps(row) + "\n" for row in preference_rows(20)]
-    (folder / "pairs.jsonl").write_text("".join(rows))
-    return folder / "model", folder / "pairs.jsonl"
+    return write_materials(tmp_path_factory.mktemp("materials"))
 
 
 @pytest.fixture(scope="module")
@@ -175,13 +167,18 @@ def test_a_signal_in_a_script_stops_it_after_a_checkpoint(
     assert_same(policy_state(resumed), policy_state(expected))
 
 
-def test_the_second_signal_ends_at_once() -> None:
-    from sparsepo.training.interruption import Signals, TrainingInterrupted
+def test_the_second_signal_ends_at_once_but_an_echo_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sparsepo.training import interruption
 
-    with Signals() as signals:
+    clock = [100.0]
+    monkeypatch.setattr(interruption.time, "monotonic", lambda: clock[0])
+    with interruption.Signals() as signals:
         signal.raise_signal(signal.SIGTERM)
         assert signals.received == signal.SIGTERM
-        with pytest.raises(TrainingInterrupted, match="second time"):
+        clock[0] += interruption.ECHO / 2
+        signal.raise_signal(signal.SIGTERM)  # the launcher's, of the same
+        clock[0] += interruption.ECHO
+        with pytest.raises(interruption.TrainingInterrupted, match="second time"):
             signal.raise_signal(signal.SIGTERM)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,70 @@ def test_a_skipped_step_leaves_nothing_behind(tmp_path: Path, rows: Dataset, acc
     counts = [entry.get("non_finite/skipped_steps") for entry in logged(trainer)]
     assert counts[:4] == [None, None, 1, 1]
     assert all(bool(torch.isfinite(value).all()) for value in policy_state(trainer).values())
+
+
+@pytest.mark.parametrize("every", [1, 4])
+def test_a_skipped_step_stays_out_of_logs_and_monitor(tmp_path: Path, rows: Dataset, every: int) -> None:
+    """Averages are those of the steps that were made; what is of the skipped step alone is not logged."""
+
+    def run(folder: str, **settings: Any) -> SparsePOTrainer:
+        settings = {"max_steps": 4, "logging_steps": every, "logging_nan_inf_filter": False, **settings}
+        return build(run_config(tmp_path / folder, non_finite="skip", skip_masked=False, **settings), rows)
+
+    trainer = run("out")
+    poison(trainer, "reward mask", step=3)
+    trainer.train()
+    entries = [entry for entry in logged(trainer) if "learning_rate" in entry]
+    for entry in entries:
+        assert all(math.isfinite(value) for value in entry.values() if isinstance(value, float)), entry
+    assert trainer.mask_monitor is not None
+    assert "non_finite" not in {event["name"] for event in trainer.mask_monitor.health.history}
+    if every == 1:
+        skipped = entries[2]
+        assert {"loss", "grad_norm", "mask/grad_norm", "rewards/margins", "mask/reward/mean"}.isdisjoint(skipped)
+        return
+    single = run("single", logging_steps=1)
+    poison(single, "reward mask", step=3)
+    single.train()
+    made = [entry for entry in logged(single) if "rewards/margins" in entry]
+    assert [entry["step"] for entry in made] == [1, 2, 4]
+    for name in ("loss", "rewards/margins"):  # of steps with 4, 4, and 4 pairs
+        assert entries[0][name] == pytest.approx(sum(entry[name] for entry in made) / 3, rel=1e-5, abs=1e-7)
+
+
+class Overflows:
+    """A hook that makes a gradient overflow at some steps."""
+
+    def __init__(self, trainer: SparsePOTrainer, steps: range) -> None:
+        self.trainer, self.steps = trainer, steps
+        trainer.model.transformer.wte.weight.register_hook(self)
+
+    def __call__(self, gradient: torch.Tensor) -> torch.Tensor:
+        return gradient * torch.inf if self.trainer.state.global_step + 1 in self.steps else gradient
+
+
+@pytest.mark.parametrize("non_finite", ["stop", "skip"])
+def test_a_scale_that_is_never_found_ends_the_run(tmp_path: Path, rows: Dataset, non_finite: str) -> None:
+    trainer = build(run_config(tmp_path, non_finite=non_finite, max_steps=IN_A_ROW + 5, logging_steps=100), rows)
+    trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)  # as fp16 has one on a GPU
+    Overflows(trainer, range(2, 1000))
+    with pytest.raises(
+        NonFiniteError, match=f"GradScaler has left out the {IN_A_ROW} steps before it.*wte.weight is"
+    ) as e:
+        trainer.train()
+    assert f"Step {IN_A_ROW + 2}: " in str(e.value)
+    assert f"a scale of {2.0 ** (10 - IN_A_ROW):g}" in str(e.value)
+    assert f"checkpoint-{IN_A_ROW + 1} holds the weights before it" in str(e.value)
+    assert "Train with bf16" in str(e.value)
+
+
+def test_a_search_for_the_scale_is_no_failure(tmp_path: Path, rows: Dataset) -> None:
+    trainer = build(run_config(tmp_path, max_steps=IN_A_ROW + 5, logging_steps=100), rows)
+    trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    Overflows(trainer, range(2, IN_A_ROW + 1))  # one short of what ends it
+    trainer.train()
+    assert trainer.state.global_step == IN_A_ROW + 5
+    assert trainer.skipped_steps == 0
 
 
 def test_weights_that_are_lost_end_the_run(tmp_path: Path, rows: Dataset) -> None:

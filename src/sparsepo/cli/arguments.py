@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from .content_flags import FILTER_HELP, WORDS_HELP
+
 
 def _flag(default: Any, text: str, choices: list[str] | None = None) -> Any:
     metadata: dict[str, Any] = {"help": text}
@@ -77,6 +79,8 @@ class TrainArguments(RunArguments):
     sample_max_new_tokens: int = _flag(64, "With sample_prompts: longest completion.")
     sample_reward: str | None = _flag(None, "With sample_prompts: reward of the samples, as in sparsepo data sample.")
     report: bool = _flag(True, "Write OUT/report.html at the end: settings, curves, example pairs, data check.")
+    content_filter: bool = _flag(False, f"In terminal and pages {FILTER_HELP}.")
+    content_words: str | None = _flag(None, f"A file: {WORDS_HELP}.")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -15,7 +15,6 @@ from .data_sample import add_sample
 _CHECK = """Find what would break or distort training, and say what training does about it: rows are dropped and
 counted, and the command ends with status 0. With --strict any dropped row is an error (status 1) that names row and
 field."""
-_LOOKED_AT = 500  # rows, for the content notice
 _PAIRS = """Make preference pairs from scored completions (prompt, text, reward) or votes (history, human_ref_A,
 human_ref_B, labels). Rows of a prompt need not stand together."""
 
@@ -106,6 +105,7 @@ def _add_pairs(commands: Any) -> None:
 def run_check(args: argparse.Namespace) -> int:
     """``sparsepo data check``; 0 unless the data fail."""
     from sparsepo.data import CheckError, CheckSettings, check_preferences, load_preference_data
+    from sparsepo.data.content import announce_content
     from sparsepo.data.writing import check_output, write_rows
 
     if args.streaming and args.eval:
@@ -139,10 +139,10 @@ def run_check(args: argparse.Namespace) -> int:
         if args.streaming:
             _read_through(_judged(clean, report, settings), args)
     except CheckError as error:
-        _announce(error.report, dataset, words)
+        announce_content(error.report, dataset, words)
         _show(error.report, args.json)
         raise
-    _announce(report, dataset, words)
+    announce_content(report, dataset, words)
     _show(report, args.json)
     if args.output:
         if not args.streaming:
@@ -250,38 +250,13 @@ def _load(
 
 
 def _load_tokenizer(name: str) -> Any:
-    from transformers import AutoTokenizer
+    from sparsepo.loading import load_tokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        return load_tokenizer(name)
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
         raise ValueError(f"--tokenizer {name}: no tokenizer could be loaded ({first})") from error
-    # A folder with a config.json alone gives an empty tokenizer without a word.
-    if not tokenizer("some text", add_special_tokens=False)["input_ids"]:
-        raise ValueError(
-            f"--tokenizer {name}: the folder holds no tokenizer files (its tokenizer turns text into nothing)."
-        )
-    return tokenizer
-
-
-def _announce(report: Any, dataset: Any, words: Any) -> None:
-    """The content notice among the report's notes, and masked words in its examples."""
-    from itertools import islice
-
-    from sparsepo.data.content import content_notice
-
-    texts = [
-        "\n".join(str(row[name]) for name in ("prompt", "chosen", "rejected") if row.get(name))
-        for row in islice(dataset, _LOOKED_AT)
-    ]
-    notice = content_notice(texts, words)
-    if notice:
-        report.notes.append(notice)
-    if words is not None:
-        for finding in report.findings.values():
-            for example in finding.examples:
-                example["detail"] = words.mask(example["detail"])
 
 
 def _show(report: Any, json_path: str | None) -> None:

@@ -32,9 +32,8 @@ def run(args: argparse.Namespace) -> int:
     """Evaluate and print. Returns 0."""
     from rich.console import Console
 
-    from .models import check_model_name, load_tokenizer, positions_of
+    from .models import check_model_name, fit_length, load_tokenizer, positions_of
     from .progress import quiet_settings
-    from .tables import say
 
     if args.json is not None and not Path(args.json).expanduser().parent.is_dir():
         raise CliError(f"--json {args.json}: there is no folder {Path(args.json).parent}.")
@@ -43,10 +42,7 @@ def run(args: argparse.Namespace) -> int:
     saved = saved_settings(name)
     config = config_of(args, saved)
     quiet_settings(config, set())
-    positions = positions_of(name, args.trust_remote_code)
-    if positions is not None and config.max_length > positions:
-        say(console, f"max_length {config.max_length} → {positions}: the model has no more positions")
-        config.max_length = positions
+    fit_length(config, positions_of(name, args.trust_remote_code), console)
     tokenizer = load_tokenizer(name, trust_remote_code=args.trust_remote_code)
     dataset, report = pairs_of(args, config, tokenizer)
     report.print(console)

@@ -192,6 +192,7 @@ def _check_commands(recipe: Recipe) -> None:
 
     print("checking settings …", flush=True)
     commands = InProcess()
+    check_positions(recipe)
     if recipe.start is None and recipe.task != "playground":
         commands.check("sft", recipe.sft)
     for method in recipe.methods:
@@ -200,6 +201,38 @@ def _check_commands(recipe: Recipe) -> None:
                 commands.check("train", recipe.flags_of(method, beta or 0.0))
             except (CliError, ValueError) as error:
                 raise CliError(f"{method}: {error}") from error
+
+
+def check_positions(recipe: Recipe) -> None:
+    """Refuse prompts that leave no room for a response in the positions of the model that all runs start from.
+
+    Raises:
+        CliError: names the settings. Nothing is said of a model that cannot be looked at now.
+    """
+    from .models import check_model_name, positions_of
+
+    name = recipe.start or recipe.sft.get("model_name_or_path")
+    if name is None:
+        return  # a small model that is made here, whose lengths its commands fit
+    try:
+        positions = positions_of(check_model_name(name, "model_name_or_path"))
+    except CliError:
+        return
+    longest, prompts, new = (
+        recipe.train.get("max_prompt_length"),
+        recipe.evaluate["max_prompt_tokens"],
+        recipe.evaluate["max_new_tokens"],
+    )
+    if positions is not None and longest is not None and longest >= positions:
+        raise CliError(
+            f"train.max_prompt_length={longest} leaves no room for a response in the {positions} positions of {name}; "
+            "make it smaller."
+        )
+    if positions is not None and (prompts or 0) + new > positions:
+        raise CliError(
+            f"evaluate.max_prompt_tokens={prompts} and evaluate.max_new_tokens={new} together exceed the {positions} "
+            f"positions of {name}; make them smaller."
+        )
 
 
 def _work(plan: Plan, output: Path, args: argparse.Namespace, keep_models: bool) -> None:

@@ -93,6 +93,7 @@ TRAIN_HELP = HelpText(
             ("--inspect_pairs", "held-out pairs whose masks are kept while training: OUT/masks.html (4; 0: none)"),
             ("--sample_prompts", "FILE: sample these prompts while training; --sample_every N, --sample_reward SPEC"),
             ("--report", "false: no OUT/report.html at the end"),
+            ("--content_filter", "mask offensive words in terminal and pages; --content_words FILE: these too"),
         ),
     },
     examples="""  sparsepo train --config recipes/quickstart.yaml --model_name_or_path MODEL \\

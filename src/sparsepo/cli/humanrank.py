@@ -130,9 +130,13 @@ def _scores(
     from sparsepo.inspection.summary_page import safe_name
 
     from .kept import Kept, model_state
-    from .models import load_for_sampling, load_tokenizer
+    from .models import load_for_sampling, load_tokenizer, positions_of
+    from .tables import say
     from .waiting import Waiting
 
+    positions = positions_of(path, args.trust_remote_code)
+    if positions is not None and (args.max_length or 0) > positions:
+        say(console, f"{name}: max_length {args.max_length} → {positions}: the model has no more positions")
     model = cache(lambda: load_for_sampling(path, args.dtype, args.use_cpu, args.trust_remote_code))
     tokenizer = cache(lambda: load_tokenizer(path, trust_remote_code=args.trust_remote_code))
     about = [model_state(path), [astuple(question) for question in questions], args.max_length, args.dtype]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .base import CliError
-from .content_flags import add_content_flags, content_filter_of
+from .content_flags import content_filter_of
 from .saved_runs import add_flags, check_output_folder, config_of, pairs_of, saved_settings, trainer_of
 
 FORMATS = ("html", "parquet", "jsonl")
@@ -46,7 +46,6 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "summary.html, summary.json and plots/",
     )
     parser.add_argument("--language", help="with --summary: responses are code in this language, such as python")
-    add_content_flags(parser)
     add_flags(parser)
     parser.set_defaults(func=run)
     return parser
@@ -64,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     shown = _write(args, trainer, len(dataset), statistics, console, words)
     _print(args, shown, console)
     if statistics is not None:
-        _summarise(args, statistics, trainer, console)
+        _summarise(args, statistics, trainer, console, words)
     return 0
 
 
@@ -77,7 +76,7 @@ def inspected(args: argparse.Namespace, model: str, console: Any, loaded: Any = 
         console: gets what a user should know.
         loaded: rows instead of ``args.data``.
     """
-    from .models import check_model_name, load_tokenizer, positions_of
+    from .models import check_model_name, fit_length, load_tokenizer, positions_of
     from .progress import quiet_settings
     from .tables import say
 
@@ -89,10 +88,7 @@ def inspected(args: argparse.Namespace, model: str, console: Any, loaded: Any = 
         args.ref_model, args.own_reference = name, True
     config = config_of(args, saved, objective="mapo")
     quiet_settings(config, set())
-    positions = positions_of(name, args.trust_remote_code)
-    if positions is not None and config.max_length > positions:
-        say(console, f"max_length {config.max_length} → {positions}: the model has no more positions")
-        config.max_length = positions
+    fit_length(config, positions_of(name, args.trust_remote_code), console)
     tokenizer = load_tokenizer(name, trust_remote_code=args.trust_remote_code)
     dataset, report = pairs_of(args, config, tokenizer, loaded)
     if loaded is None:
@@ -142,7 +138,8 @@ def _statistics(args: argparse.Namespace, console: Any) -> Any:
     return Statistics(args.name, args.language, tagger)
 
 
-def _summarise(args: argparse.Namespace, statistics: Any, trainer: Any, console: Any) -> None:
+def _summarise(args: argparse.Namespace, statistics: Any, trainer: Any, console: Any, words: Any) -> None:
+    from sparsepo.inspection.masked_words import masked_types
     from sparsepo.inspection.summary_page import overview_rows, type_table, write_summary
 
     from .tables import say, text_table
@@ -152,13 +149,14 @@ def _summarise(args: argparse.Namespace, statistics: Any, trainer: Any, console:
     else:
         folder = Path(args.output).expanduser()
         subtitle = f"{trainer.objective.display_name} · {args.model}"
-        summaries = write_summary({args.name: statistics}, folder, subtitle=subtitle)
+        summaries = write_summary({args.name: statistics}, folder, subtitle=subtitle, words=words)
     if not summaries[args.name]["masks"]:
         say(console, f"no statistics of masks: {trainer.objective.display_name} has none")
         return
     console.print(text_table("masks", ["", args.name or "all pairs"], overview_rows(summaries)))
     mask = next(iter(summaries[args.name]["masks"]))
-    console.print(text_table("token types", *type_table(summaries[args.name], mask)))
+    shown = masked_types(summaries, words)
+    console.print(text_table("token types", *type_table(shown[args.name], mask)))
     if args.output is not None:
         say(console, f"wrote {folder / 'summary.html'}, summary.json and plots/")
 
@@ -168,7 +166,7 @@ def _write(args: argparse.Namespace, trainer: Any, count: int, statistics: Any, 
     from rich.progress import track
 
     from sparsepo.inspection import RecordWriter, collect, write_page
-    from sparsepo.inspection.masked_words import masked_record, notice_of
+    from sparsepo.inspection.masked_words import masked, notice_of
 
     from .tables import say
 
@@ -192,19 +190,16 @@ def _write(args: argparse.Namespace, trainer: Any, count: int, statistics: Any, 
     notice = notice_of(kept, words)
     if notice:
         say(console, notice)
-    if words is not None:
-        kept = [masked_record(record, words) for record in kept]
     if "html" in formats:
         folder.mkdir(parents=True, exist_ok=True)
-        notes = [notice] if notice and words is not None else []  # the page itself looks at texts that are not masked
-        notes += [] if count <= PAGE_PAIRS else [f"The first {PAGE_PAIRS} of {count} pairs; the table holds all."]
+        notes = [] if count <= PAGE_PAIRS else [f"The first {PAGE_PAIRS} of {count} pairs; the table holds all."]
         subtitle = f"{trainer.objective.display_name} · {args.model}"
-        write_page(kept[:PAGE_PAIRS], folder / "inspect.html", subtitle=subtitle, notes=notes)
+        write_page(kept[:PAGE_PAIRS], folder / "inspect.html", subtitle=subtitle, notes=notes, words=words)
     for ending in formats:
         file = "inspect.html" if ending == "html" else f"tokens.{ending}"
         pairs = min(count, PAGE_PAIRS) if ending == "html" else count
         say(console, f"wrote {folder / file} ({pairs} pairs)")
-    return kept[: args.show]
+    return masked(kept[: args.show], words)
 
 
 def _print(args: argparse.Namespace, records: list[Any], console: Any) -> None:

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from .content_flags import add_content_flags, content_filter_of
 from .saved_runs import check_output_folder
 
 
@@ -34,6 +35,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         help="whose agreement (default: %(default)s)",
     )
     parser.add_argument("--language", help="responses are code in this language, such as python")
+    add_content_flags(parser)
     parser.set_defaults(func=run)
     return parser
 
@@ -50,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
 
     console = Console()
     check_output_folder(args.output)
+    words = content_filter_of(args)
     tagger, _ = find_tagger() if args.language is None else (None, "")
     found = compare(find_sources(args.runs), mask=args.mask, language=args.language, tagger=tagger)
     console.print(text_table("agreement", *agreement_rows(found)))
@@ -60,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
         )
     if args.output is not None:
         folder = Path(args.output).expanduser()
-        write_comparison(found, folder)
+        write_comparison(found, folder, words=words)
         say(console, f"wrote {folder / 'compare.html'}, compare.json and plots/")
         if (folder / "pairs.html").is_file():
             say(console, f"wrote {folder / 'pairs.html'}: the pairs themselves")

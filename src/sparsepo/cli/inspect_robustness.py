@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .base import CliError, CommandParser
+from .content_flags import content_filter_of
 from .inspect import inspected
 from .saved_runs import add_flags, check_output_folder
 
@@ -152,15 +153,16 @@ def _show(args: argparse.Namespace, found: dict[str, Any], results: Any, console
 
     from .tables import say, text_table
 
+    words = content_filter_of(args)
     console.print(text_table(args.check, *table(found, brief=True)))
     if args.check == "adversarial":
-        for kind, words in results.get("lexicon", dict).items():
-            say(console, f"{kind}: {', '.join(words)}")
+        for kind, inserted in results.get("lexicon", dict).items():
+            text = ", ".join(inserted)
+            say(console, f"{kind}: {text if words is None else words.mask(text)}")
     if args.output is not None:
         folder = Path(args.output).expanduser()
-        write_page(
-            args.check, found, results.get("lexicon", dict) if args.check == "adversarial" else {}, folder, args.model
-        )
+        lexicon = results.get("lexicon", dict) if args.check == "adversarial" else {}
+        write_page(args.check, found, lexicon, folder, args.model, words)
         say(console, f"wrote {folder / 'robustness.html'} and plots/; what is done is not measured again")
 
 

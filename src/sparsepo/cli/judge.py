@@ -28,6 +28,7 @@ The key is read from SPARSEPO_API_KEY, else OPENAI_API_KEY; set it empty for ser
 # flag → its default; None here means: unset. Each has an effect with an endpoint only.
 _ENDPOINT_ONLY: dict[str, Any] = {
     "judge_model": None,
+    "endpoint_name": None,
     "template": None,
     "temperature": 0.0,
     "max_tokens": 512,
@@ -97,6 +98,11 @@ def _add_endpoint(parser: argparse.ArgumentParser) -> None:
         "--endpoint", metavar="URL", help="of an OpenAI-compatible API, such as http://localhost:8000/v1"
     )
     add("judge_model", "the endpoint's name of the model", metavar="NAME")
+    add(
+        "endpoint_name",
+        "what the endpoint's answers are kept under, for a server whose address changes (default: the address)",
+        metavar="NAME",
+    )
     add("template", "hh_helpful, hh_harmless, tldr, tldr_concise, alpaca, mt_bench, or a YAML file (docs/judge.md)")
     add("temperature", "of the judge", float)
     add("max_tokens", "longest answer of the judge", int)

@@ -18,7 +18,7 @@ LEDGER = "account.sqlite"
 
 def judge(args: argparse.Namespace, console: Any, whole: Any, joined: Any, names: list[str]) -> int:
     """Ask the endpoint and report. Returns 0, or 1 where a cap left something unasked."""
-    from sparsepo.evaluation.judge import Ledger, Manners, ask_all, forecast, requests_of, verdicts_of
+    from sparsepo.evaluation.judge import Ledger, Manners, ask_all, forecast, request_key, requests_of, verdicts_of
 
     template, endpoint, key_from = _template(args), *_endpoint(args)
     manners = Manners(parallel=args.parallel, retries=args.retries, max_wait=args.max_wait)
@@ -27,14 +27,22 @@ def judge(args: argparse.Namespace, console: Any, whole: Any, joined: Any, names
         "kind": "language model",
         "model": args.judge_model,
         "endpoint": endpoint.url,
+        "source": endpoint.source,
         "settings": settings,
         "template": template.to_json(),
         "prices": None if prices is None else {"in": prices.sent, "out": prices.answered},
     }
     identity = None if args.output is None else check_identity(args, judge, whole, names)
-    bodies, keys = requests_of(joined.comparisons, template, args.judge_model, settings)
+    bodies, keys = requests_of(joined.comparisons, template, args.judge_model, settings, endpoint.source)
     with _cache(args) as cache:
-        expected = forecast(bodies, cache.known(bodies), template, prices)
+        older = cache.adopt({key: request_key(body) for key, body in bodies.items()}, dry_run=True)
+        if older:
+            say(
+                console,
+                f"{len(older):,} answers were kept by a version that did not write down the endpoint: they are taken as "
+                f"those of {endpoint.source}. --cache FILE with a new file asks anew.",
+            )
+        expected = forecast(bodies, cache.known(bodies) | older, template, prices)
         _show_forecast(console, joined, expected, prices)
         if args.dry_run:
             return 0
@@ -55,6 +63,7 @@ def judge(args: argparse.Namespace, console: Any, whole: Any, joined: Any, names
         spent = ledger.summary()
         ledger.close()
     asking: dict[str, Any] = {"requests": asked.total, "cached": asked.cached, "answered": asked.answered}
+    asking["adopted"] = asked.adopted
     asking |= {"failed": len(asked.failed), "retried": dict(asked.retried.most_common())}
     return finish(args, console, verdicts, judge, names, identity, asked.stopped, {"asking": asking, "spent": spent})
 
@@ -78,7 +87,7 @@ def _endpoint(args: argparse.Namespace) -> tuple[Any, str | None]:
     if find_spec("openai") is None:
         raise CliError("--endpoint needs the openai package: pip install 'sparsepo[judge]'.")
     key, variable = key_from_environment()
-    return Endpoint(args.endpoint, timeout=args.timeout, key=key), variable
+    return Endpoint(args.endpoint, timeout=args.timeout, key=key, name=args.endpoint_name), variable
 
 
 def _prices(args: argparse.Namespace) -> Any:

@@ -18,21 +18,37 @@ REPORT, VERDICTS = "judge.json", "verdicts.jsonl"
 def check_identity(args: argparse.Namespace, judge: dict[str, Any], joined: Any, names: Sequence[str]) -> str:
     """Hash of what is judged, how and by whom; a folder that holds another judging is refused without ``--overwrite``.
 
-    ``--limit``, caps, prices and addresses are no part of it: with others of these the same judging goes on.
+    ``--limit``, caps and prices are no part of it: with others of these the same judging goes on. Nor is the endpoint, which
+    is compared by itself, so that the error can name it.
     """
-    kept = {name: value for name, value in judge.items() if name not in ("endpoint", "prices")}
+    kept = {name: value for name, value in judge.items() if name not in ("endpoint", "source", "prices")}
     texts = [(own.prompt, own.candidate, own.baseline) for own in joined.comparisons]
     content = json.dumps([kept, texts, list(names)], sort_keys=True)
     identity = hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
     path = Path(args.output).expanduser() / REPORT
     if path.exists() and not args.overwrite:
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))["identity"]
+            report = json.loads(path.read_text(encoding="utf-8"))
+            found, by = report["identity"], _source(report["judge"])
         except (ValueError, KeyError, TypeError):
-            found = None
+            found = by = None
         if found != identity:
             raise CliError(f"{path} is another judging; give --overwrite, or another --output.")
+        if by != _source(judge):
+            raise CliError(
+                f"{path} is a judging by another endpoint, {by}; give --overwrite, another --output, or, where the same "
+                f"server has moved, --endpoint_name {by}."
+            )
     return identity
+
+
+def _source(judge: dict[str, Any]) -> str | None:
+    """The endpoint of a judging, by its name or address; None for reward models."""
+    from sparsepo.evaluation.judge.client import source_of
+
+    if judge["kind"] == "reward model":
+        return None
+    return str(judge.get("source") or source_of(judge["endpoint"]))
 
 
 def finish(

@@ -5,7 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from sparsepo.loading import load_model, load_tokenizer, sampling_device
+
 from .base import CliError
+
+__all__ = ["load_model", "load_tokenizer"]  # beside what is defined here
 
 
 def check_model_name(name: str | None, flag: str) -> str:
@@ -82,21 +86,6 @@ def adapter_config(model_args: Any) -> Any:
     return config
 
 
-def load_model(name: str, kwargs: dict[str, Any]) -> Any:
-    """A causal language model with its dtype as a torch type.
-
-    Raises:
-        OSError: not found; the message is transformers' own.
-    """
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    kwargs = dict(kwargs)
-    if isinstance(kwargs.get("dtype"), str) and kwargs["dtype"] != "auto":
-        kwargs["dtype"] = getattr(torch, kwargs["dtype"])
-    return AutoModelForCausalLM.from_pretrained(name, **kwargs)
-
-
 def load_adapter(name: str, kwargs: dict[str, Any], trainable: bool, base: str | None = None) -> Any:
     """A base model with a saved adapter on it, as a ``PeftModel``.
 
@@ -126,28 +115,13 @@ def load_for_sampling(name: str, dtype: str, use_cpu: bool, trust_remote_code: b
     Raises:
         CliError: no such model.
     """
-    import torch
-
     place = check_model_name(name, "model")
     kwargs = {"dtype": dtype, "trust_remote_code": trust_remote_code}
     try:
         model = load_adapter(place, kwargs, trainable=False) if is_adapter(place) else load_model(place, kwargs)
     except OSError as error:
         raise CliError(f"The model {name} could not be loaded: {' '.join(str(error).split())}") from error
-    return model.to("cuda" if torch.cuda.is_available() and not use_cpu else "cpu").eval()
-
-
-def load_tokenizer(name: str, revision: str | None = None, trust_remote_code: bool = False) -> Any:
-    """The tokenizer of a model, with a padding token."""
-    from transformers import AutoTokenizer
-
-    kwargs = {} if revision is None else {"revision": revision}
-    tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, **kwargs)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    # Rows are measured before they are cut, so that its warning about long ones would always be false
-    tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
-    return tokenizer
+    return model.to(sampling_device(use_cpu)).eval()
 
 
 def refuse_other_tokenizer(tokenizer: Any, reference: str, trust_remote_code: bool = False) -> None:
@@ -187,3 +161,28 @@ def positions_of(name: str, trust_remote_code: bool = False) -> int | None:
         raise CliError(f"{name!r} {where}{reason}") from error
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     return positions if isinstance(positions, int) and positions > 0 else None
+
+
+def fit_length(config: Any, positions: int | None, console: Any) -> None:
+    """No longer rows than the model has positions: beyond them some models crash and others answer nonsense.
+
+    Args:
+        config: with ``max_length`` and, where it has one, ``max_prompt_length``; the first is lowered.
+        positions: of :func:`positions_of`; None: unknown, and nothing is changed.
+        console: where that is said; None: nowhere.
+
+    Raises:
+        CliError: prompts would fill all positions.
+    """
+    from .tables import say
+
+    if positions is None or (config.max_length is not None and config.max_length <= positions):
+        return
+    say(console, f"max_length {config.max_length} → {positions}: the model has no more positions")
+    config.max_length = positions
+    longest_prompt = getattr(config, "max_prompt_length", None)
+    if longest_prompt is not None and longest_prompt >= positions:
+        raise CliError(
+            f"max_prompt_length={longest_prompt} leaves no room for a response in the model's {positions} positions; "
+            "make it smaller."
+        )

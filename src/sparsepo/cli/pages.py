@@ -10,12 +10,15 @@ logger = logging.getLogger(__name__)
 EXAMPLE_PAIRS = 20  # in the report
 
 
-def keep_pairs(trainer: Any, count: int) -> None:
-    """Watch the masks of the first held-out pairs; of streams nothing is kept, since their rows come once."""
+def keep_pairs(trainer: Any, count: int, words: Any = None) -> None:
+    """Watch the masks of the first held-out pairs; of streams nothing is kept, since their rows come once.
+
+    ``words`` masks what the page shows (:class:`sparsepo.data.content.ContentFilter`).
+    """
     if count and trainer.masker is not None and _shown_set(trainer) is not None:
         from sparsepo.inspection.history import record_masks
 
-        record_masks(trainer, count)
+        record_masks(trainer, count, words=words)
 
 
 def example_pairs(trainer: Any) -> list[Any]:
@@ -33,12 +36,12 @@ def example_pairs(trainer: Any) -> list[Any]:
         return []
 
 
-def write_report(trainer: Any, output_dir: str, summary: dict[str, Any], records: list[Any]) -> None:
-    """Write OUT/report.html."""
+def write_report(trainer: Any, output_dir: str, summary: dict[str, Any], records: list[Any], words: Any = None) -> None:
+    """Write OUT/report.html; ``words`` masks what it shows."""
     from sparsepo.inspection.run_report import write_report as write
 
     health = [] if trainer.mask_health is None else [str(finding) for finding in trainer.mask_health.findings]
-    write(output_dir, summary, trainer.state.log_history, records, health=health)
+    write(output_dir, summary, trainer.state.log_history, records, health=health, words=words)
 
 
 def _shown_set(trainer: Any) -> Any:

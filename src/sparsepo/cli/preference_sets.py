@@ -19,11 +19,13 @@ from sparsepo.data import (
     split_by_prompt,
 )
 from sparsepo.data.checker import preference_format
+from sparsepo.data.content import announce_content
 from sparsepo.data.formats import PAIRABLE_KINDS, PREFERENCE_KINDS
 from sparsepo.data.rules import prompt_digest, resolve_row
 
 from .arguments import TrainArguments
 from .base import CliError
+from .content_flags import content_filter_of
 from .tables import say
 
 _ALL_KINDS = (*PREFERENCE_KINDS, *PAIRABLE_KINDS)
@@ -195,7 +197,7 @@ def _renames(pairs: list[str] | None) -> dict[str, str] | None:
 
 
 def _check(request: DataRequest, dataset: Any, name: str, sets: PreferenceSets, against: Any = None) -> Any:
-    own, config = request.own, request.config
+    own, config, words = request.own, request.config, content_filter_of(request.own)
     settings = CheckSettings(
         strict=own.strict,
         max_dropped=own.max_dropped,
@@ -217,11 +219,14 @@ def _check(request: DataRequest, dataset: Any, name: str, sets: PreferenceSets, 
     except DataError as error:
         found = getattr(error, "report", None)
         if found is not None and request.console is not None:
+            announce_content(found, () if request.script.dataset_streaming else dataset, words)
             found.print(request.console)
         raise
     sets.reports.append(report)
-    if request.console is not None and not request.script.dataset_streaming:
-        report.print(request.console)  # of a stream nothing is known yet
+    if not request.script.dataset_streaming:  # of a stream nothing is known yet
+        announce_content(report, clean, words)
+        if request.console is not None:
+            report.print(request.console)
     return clean
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,8 @@ def run(args: argparse.Namespace) -> int:
     names = {"after": check_model_name(args.model, "MODEL")}
     if args.before is not None:
         names = {"before": check_model_name(args.before, "before"), **names}
+    if args.chat_template:
+        _refuse_without_template(args, names.values())
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # a page of settings for every task
     console = Console()
     manager = task_manager(args.tasks, args.include_path)
@@ -80,6 +82,14 @@ def _check(args: argparse.Namespace) -> None:
     if args.include_path is not None:
         args.include_path = str(Path(args.include_path).expanduser())
     check_output_folder(args.output)
+
+
+def _refuse_without_template(args: argparse.Namespace, names: Iterable[str]) -> None:
+    from .models import load_tokenizer
+
+    for name in names:
+        if load_tokenizer(name, trust_remote_code=args.trust_remote_code).chat_template is None:
+            raise CliError(f"--chat_template: the tokenizer of {name} has no chat template; leave the flag out.")
 
 
 def _key(args: argparse.Namespace, name: str, job: str, manager: Any) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,44 @@ def resume_point(wish: str | bool | None, output_dir: str, console: Any = None) 
     return str(wish)
 
 
+@contextmanager
+def claimed_output_dir(
+    wish: str | bool | None, output_dir: str, overwrite: bool, start: str | None, console: Any
+) -> Iterator[str | None]:
+    """A context in which the run's folder is its own, up to the last file: no other process trains into it.
+
+    Args:
+        wish: checkpoint to resume from, as :func:`resume_point` takes it.
+        output_dir, overwrite, start: as :func:`claim_output_dir` takes them.
+        console: of the first process, which holds the folder for all; None in the others.
+
+    Yields:
+        The checkpoint that the run goes on from, or None.
+
+    Raises:
+        CheckpointError, CliError: as those two do.
+    """
+    if console is None:
+        yield resume_point(wish, output_dir)
+        return
+    from sparsepo.training.sealing import holding
+
+    refuse_output_dir(output_dir, start)
+    with holding(output_dir):
+        resume = resume_point(wish, output_dir, console)
+        claim_output_dir(output_dir, resume, overwrite, start)
+        yield resume
+
+
+def refuse_output_dir(output_dir: str, start: str | None) -> None:
+    """Raise :class:`CliError` for a run's folder that is a file, or the model that training starts from."""
+    folder = Path(output_dir)
+    if start is not None and Path(start).is_dir() and folder.is_dir() and Path(start).samefile(folder):
+        raise CliError(f"output_dir={output_dir} is the model that training starts from; give another folder.")
+    if folder.exists() and not folder.is_dir():
+        raise CliError(f"output_dir={output_dir} is a file; give a folder.")
+
+
 def claim_output_dir(output_dir: str, resume: str | None, overwrite: bool, start: str | None) -> None:
     """Make sure that a new run does not mix with an old one.
 
@@ -76,10 +115,7 @@ def claim_output_dir(output_dir: str, resume: str | None, overwrite: bool, start
         CliError: the folder holds a run and neither resuming nor overwriting was asked for; or it is the start model.
     """
     folder = Path(output_dir)
-    if start is not None and Path(start).is_dir() and folder.is_dir() and Path(start).samefile(folder):
-        raise CliError(f"output_dir={output_dir} is the model that training starts from; give another folder.")
-    if folder.exists() and not folder.is_dir():
-        raise CliError(f"output_dir={output_dir} is a file; give a folder.")
+    refuse_output_dir(output_dir, start)
     from sparsepo.training.sealing import refuse_held
 
     refuse_held(folder)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .base import CliError
+from .content_flags import add_content_flags, content_filter_of
 from .loading_flags import add_loading_flags
 
 SETTINGS_FILE = "sparsepo.json"
@@ -16,7 +17,7 @@ OBJECTIVES = ("sparsepo", "mapo", "tdpo1", "tdpo2", "dpo", "simpo", "dpop")  # a
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags that say which reference, objective and rows."""
+    """The flags that say which reference, objective and rows, and what is masked where texts are shown."""
     parser.add_argument(
         "--ref_model", help="reference: folder or hub id (default: the model that training started from)"
     )
@@ -32,6 +33,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch_size", type=int, default=8, help="pairs a batch (default: %(default)s)")
     add_loading_flags(parser, "float32")
     parser.add_argument("--strict", action="store_true", help="stop if the check would drop a row")
+    add_content_flags(parser)
 
 
 def check_output_folder(given: str | None) -> None:
@@ -117,11 +119,13 @@ def _is_common(mask: dict[str, Any]) -> bool:
 def pairs_of(args: argparse.Namespace, config: Any, tokenizer: Any, loaded: Any = None) -> tuple[Any, Any]:
     """The checked rows of ``args.data`` (or ``loaded``), and the report of the check."""
     from sparsepo.data import CheckSettings, check_preferences, load_preference_data
+    from sparsepo.data.content import announce_content
 
     if loaded is None:
         loaded = load_preference_data(args.data, split=args.split)
     settings = CheckSettings(strict=args.strict, truncation_mode=config.truncation_mode)
-    return check_preferences(
+    words = content_filter_of(args)
+    clean, report = check_preferences(
         loaded,
         tokenizer=tokenizer,
         max_length=config.max_length,
@@ -129,6 +133,8 @@ def pairs_of(args: argparse.Namespace, config: Any, tokenizer: Any, loaded: Any 
         settings=settings,
         name=args.data or "pair",
     )
+    announce_content(report, (), words)  # a notice stands where whole texts are shown
+    return clean, report
 
 
 def reference_name(args: argparse.Namespace, name: str, saved: dict[str, Any]) -> str | None:

@@ -66,39 +66,49 @@ def parser() -> Any:
 
 
 def _train(settings: SftSettings, arguments: list[str]) -> None:
-    from contextlib import nullcontext
-
     from rich.console import Console
-    from trl import SFTTrainer, get_quantization_config
 
-    from sparsepo.training.run_guard import SealingCallback
-    from sparsepo.training.sealing import holding
-
-    from .models import adapter_config, check_model_name, check_quantisation, init_kwargs
-    from .progress import quiet_settings, shorten_logs
-    from .run_folder import claim_output_dir, resume_point
+    from .models import check_model_name, check_quantisation
+    from .progress import quiet_settings
+    from .run_folder import claimed_output_dir
 
     console = Console() if is_main_process() else None
     own, config, name = settings.own, settings.config, settings.model.model_name_or_path
     check_quantisation(settings.model)
     if own.init_from_config is None:
-        check_model_name(name, "model_name_or_path")
+        name = check_model_name(name, "model_name_or_path")
     elif name is not None:
         raise CliError("model_name_or_path and init_from_config exclude each other; give one.")
     quiet_settings(config, settings.given)
-    resume = resume_point(config.resume_from_checkpoint, config.output_dir, console)
-    if console is not None:
-        claim_output_dir(config.output_dir, resume, own.overwrite_output_dir, name)
+    wish, folder = config.resume_from_checkpoint, config.output_dir
+    with claimed_output_dir(wish, folder, own.overwrite_output_dir, name, console) as resume:
+        _train_in_folder(settings, name, resume, arguments, console)
+
+
+def _train_in_folder(
+    settings: SftSettings, name: str | None, resume: str | None, arguments: list[str], console: Any
+) -> None:
+    from trl import get_quantization_config
+
+    from sparsepo.training.sft_trainer import GuardedSFTTrainer
+
+    from .models import adapter_config, fit_length, init_kwargs, positions_of
+    from .progress import shorten_logs
+
+    own, config = settings.own, settings.config
+    if name is not None:
+        fit_length(config, positions_of(name, config.trust_remote_code), console)
     train, evaluation = _texts(settings, console)
     model: Any = name
     tokenizer = None
     if own.init_from_config is not None:
         model, tokenizer = _new_model(settings, train, console)
+        fit_length(config, getattr(model.config, "max_position_embeddings", None), console)
         config.model_init_kwargs = None
     else:
         config.model_init_kwargs = init_kwargs(settings.model, config)
     started = time.time()
-    trainer = SFTTrainer(
+    trainer = GuardedSFTTrainer(
         model=model,
         args=config,
         train_dataset=train,
@@ -108,9 +118,7 @@ def _train(settings: SftSettings, arguments: list[str]) -> None:
         peft_config=adapter_config(settings.model),
     )
     shorten_logs(trainer)
-    trainer.add_callback(SealingCallback())
-    with holding(config.output_dir) if console is not None else nullcontext():
-        trainer.train(resume_from_checkpoint=resume)
+    trainer.train(resume_from_checkpoint=resume)
     _finish(trainer, settings, evaluation is not None, arguments, console, time.time() - started)
 
 

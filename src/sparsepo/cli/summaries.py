@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .base import CliError
+from .content_flags import add_content_flags, content_filter_of
 from .saved_runs import check_output_folder
 from .summary_files import PICKS
 
@@ -79,6 +80,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument("--batch_size", type=int, default=16, help="texts together (default: %(default)s)")
     parser.add_argument("--use_cpu", action="store_true", help="even where there is a GPU")
     parser.add_argument("--trust_remote_code", action="store_true", help="for models with code of their own")
+    add_content_flags(parser)
     parser.set_defaults(func=run)
     return parser
 
@@ -91,6 +93,7 @@ def run(args: argparse.Namespace) -> int:
 
     console = Console()
     check_output_folder(args.output)
+    content_filter_of(args)  # a file of words that is missing is found before hours of sampling
     sources = check_sources(args)
     groups = _groups(args, sources)
     judges = _judges(args, groups)  # packages and models that are missing are found before hours of sampling
@@ -182,7 +185,7 @@ def _show(args: argparse.Namespace, scored: list[Any], notes: list[str], folder:
         say(console, note)
     if folder is not None:
         settings = {name: value for name, value in vars(args).items() if name not in ("func", "command", "output")}
-        page = write_report(scored, differences, folder, notes, settings)
+        page = write_report(scored, differences, folder, notes, settings, content_filter_of(args))
         say(console, f"wrote {page}, summaries.json, summaries.csv and plots/")
 
 

@@ -86,15 +86,15 @@ def _recipe_environment(arguments: list[str]) -> None:
 def _train(settings: TrainSettings, arguments: list[str]) -> None:
     from rich.console import Console
 
-    from .models import check_model_name, check_quantisation, load_tokenizer, refuse_other_tokenizer
-    from .pages import keep_pairs
-    from .preference_sets import DataRequest, preference_sets
-    from .progress import quiet_settings, shorten_logs
-    from .run_folder import claim_output_dir, resume_point
-    from .training_samples import keep_samples, sampled_prompts
+    from .content_flags import content_filter_of
+    from .models import check_model_name, check_quantisation
+    from .progress import quiet_settings
+    from .run_folder import claimed_output_dir
+    from .training_samples import sampled_prompts
 
     console = Console() if is_main_process() else None
     own, config = settings.own, settings.config
+    content_filter_of(own)  # a file of words that is missing is found before anything is loaded
     quiet_settings(config, settings.given)
     name = check_model_name(settings.model.model_name_or_path, "model_name_or_path")
     check_quantisation(settings.model)
@@ -102,11 +102,24 @@ def _train(settings: TrainSettings, arguments: list[str]) -> None:
         check_model_name(own.ref_model_name_or_path, "ref_model_name_or_path")
     if not settings.script.dataset_name and not settings.mixture.datasets:
         raise CliError("No data: give --dataset_name (a file, folder or hub id), or dataset_name in the recipe.")
-    resume = resume_point(config.resume_from_checkpoint, config.output_dir, console)
     sampled = sampled_prompts(own, config.seed, console)
-    if console is not None:
-        claim_output_dir(config.output_dir, resume, own.overwrite_output_dir, name)
-    _fit_length(settings, name, console)
+    wish, folder = config.resume_from_checkpoint, config.output_dir
+    with claimed_output_dir(wish, folder, own.overwrite_output_dir, name, console) as resume:
+        _train_in_folder(settings, name, resume, sampled, arguments, console)
+
+
+def _train_in_folder(
+    settings: TrainSettings, name: str, resume: str | None, sampled: Any, arguments: list[str], console: Any
+) -> None:
+    from .content_flags import content_filter_of
+    from .models import fit_length, load_tokenizer, positions_of, refuse_other_tokenizer
+    from .pages import keep_pairs
+    from .preference_sets import DataRequest, preference_sets
+    from .progress import shorten_logs
+    from .training_samples import keep_samples
+
+    own, config = settings.own, settings.config
+    fit_length(config, positions_of(name, config.trust_remote_code), console)
     tokenizer = load_tokenizer(name, settings.model.model_revision, config.trust_remote_code)
     if own.ref_model_name_or_path is not None:
         refuse_other_tokenizer(tokenizer, own.ref_model_name_or_path, config.trust_remote_code)
@@ -118,29 +131,11 @@ def _train(settings: TrainSettings, arguments: list[str]) -> None:
     started = time.time()
     trainer = _trainer(settings, name, tokenizer, sets)
     shorten_logs(trainer)
-    keep_pairs(trainer, settings.own.inspect_pairs)
+    keep_pairs(trainer, own.inspect_pairs, content_filter_of(own))
     keep_samples(trainer, tokenizer, sampled)
     trainer.train(resume_from_checkpoint=resume)
     _refuse_stopped(trainer)
     _finish(trainer, settings, sets, arguments, console, time.time() - started)
-
-
-def _fit_length(settings: TrainSettings, name: str, console: Any) -> None:
-    """No longer rows than the model has positions: beyond them some models crash and others answer nonsense."""
-    from .models import positions_of
-    from .tables import say
-
-    config = settings.config
-    positions = positions_of(name, config.trust_remote_code)
-    if positions is None or (config.max_length is not None and config.max_length <= positions):
-        return
-    say(console, f"max_length {config.max_length} → {positions}: the model has no more positions")
-    config.max_length = positions
-    if config.max_prompt_length is not None and config.max_prompt_length >= positions:
-        raise CliError(
-            f"max_prompt_length={config.max_prompt_length} leaves no room for a response in the model's {positions} "
-            "positions; make it smaller."
-        )
 
 
 def _trainer(settings: TrainSettings, name: str, tokenizer: Any, sets: Any) -> Any:
@@ -194,18 +189,23 @@ def _finish(
     trainer: Any, settings: TrainSettings, sets: Any, arguments: list[str], console: Any, seconds: float
 ) -> None:
     """Evaluate, save, summarise, push."""
+    from sparsepo.data.content import announce_content
     from sparsepo.training.trl_bridge import versions
 
+    from .content_flags import content_filter_of
     from .pages import example_pairs, write_report
     from .run_folder import SUMMARY, command_line, write_summary
     from .tables import final_evaluation, last_logged, metrics_table, say
 
-    config = settings.config
+    config, words = settings.config, content_filter_of(settings.own)
     columns = {"training (last logged)": last_logged(trainer.state.log_history)}
     if sets.evaluation is not None:
         columns["evaluation"] = final_evaluation(trainer)
     trainer.save_model(config.output_dir)
     trainer.save_state()
+    if settings.script.dataset_streaming:  # what was read by now
+        for report in sets.reports:
+            announce_content(report, (), words)
     records = example_pairs(trainer) if settings.own.report and settings.own.inspect_pairs else []
     if trainer.is_world_process_zero():
         trainer.create_model_card(model_name=config.hub_model_id, dataset_name=settings.script.dataset_name)
@@ -227,12 +227,12 @@ def _finish(
             },
         )
         if settings.own.report:
-            write_report(trainer, config.output_dir, summary, records)
+            write_report(trainer, config.output_dir, summary, records, words)
     if config.push_to_hub:
         trainer.push_to_hub(dataset_name=settings.script.dataset_name)
     if console is not None:
         for report in sets.reports if settings.script.dataset_streaming else ():
-            report.print(console)  # what was read by now
+            report.print(console)
         console.print(metrics_table(f"{trainer.objective.name}: {trainer.state.global_step} steps", columns))
         say(console, f"Saved in {config.output_dir}; all numbers and settings in {config.output_dir}/{SUMMARY}")
         for file in ("report.html", "masks.html"):

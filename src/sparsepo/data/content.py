@@ -10,10 +10,15 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from .errors import DataError
+
+if TYPE_CHECKING:
+    from .report import CheckReport
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -35,6 +40,7 @@ CATEGORIES: dict[str, tuple[str, ...]] = {
     "self-harm": _words("suicid"),
 }
 OWN = "words of your own"
+_LOOKED_AT = 500  # rows of a data set, for its notice
 _SHOWN_SHARE = 0.01  # of texts, from which a whole data set is announced by its content
 
 
@@ -95,14 +101,14 @@ class ContentFilter:
         return [name for name, pattern in self._patterns.items() if pattern.search(text)]
 
 
-def content_notice(texts: Iterable[str], found: ContentFilter | None = None) -> str:
+def content_notice(texts: Iterable[str], words: ContentFilter | None = None) -> str:
     """A sentence to put before texts; "" where there is nothing to say.
 
     Args:
-        texts: that are shown, or a sample of a data set.
-        found: the filter; None: the list alone.
+        texts: that are shown, before they are masked, or a sample of a data set.
+        words: the filter that masks them; None: they are shown as they are, and the list alone is looked for.
     """
-    own = found or ContentFilter()
+    own = words or ContentFilter()
     counts: Counter[str] = Counter()
     touched = total = 0
     for text in texts:
@@ -113,10 +119,35 @@ def content_notice(texts: Iterable[str], found: ContentFilter | None = None) -> 
     if touched <= _SHOWN_SHARE * total:
         return ""
     what = ", ".join(f"{name}: {count}" for name, count in counts.most_common())
+    done = (
+        "They are masked where texts are shown."
+        if words
+        else "--content_filter masks such words where texts are shown."
+    )
     return (
         "Content notice: these texts may hold offensive, sexual or violent language; words of a short list are in "
-        f"{touched} of {total} texts ({what}). --content_filter masks such words where texts are shown."
+        f"{touched} of {total} texts ({what}). {done}"
     )
+
+
+def announce_content(report: CheckReport, rows: Iterable[Mapping[str, Any]], words: ContentFilter | None) -> None:
+    """Put the notice among the notes of a data check, and mask words in its examples.
+
+    Args:
+        report: of the check.
+        rows: pairs that were checked; the first 500 are looked at.
+        words: the filter; None: nothing is masked.
+    """
+    texts = [
+        "\n".join(str(row[name]) for name in ("prompt", "chosen", "rejected") if row.get(name))
+        for row in islice(rows, _LOOKED_AT)
+    ]
+    if notice := content_notice(texts, words):
+        report.notes.append(notice)
+    if words is not None:
+        for finding in report.findings.values():
+            for example in finding.examples:
+                example["detail"] = words.mask(example["detail"])
 
 
 def _dotted(match: re.Match[str]) -> str:

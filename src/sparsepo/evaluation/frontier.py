@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .bootstrap import percentile_interval, resampled_means
 from .tilting import TiltedReference
 
 Array = NDArray[np.float64]
@@ -129,15 +130,14 @@ def bootstrap_mean(
     estimate = float(np.mean([array.mean() for array in arrays]))
     drawn = rng.integers(len(arrays), size=(draws, len(arrays)))
     if shared_prompts:
-        size = _shared_size({array.size for array in arrays})
-        prompts = rng.integers(size, size=(draws, size))
-        means = np.stack([array[prompts].mean(1) for array in arrays], axis=1)
+        _shared_size({array.size for array in arrays})
+        means = resampled_means(np.stack(arrays), draws, rng).T  # (draws, groups)
         return _interval(estimate, np.take_along_axis(means, drawn, axis=1).mean(1))
     total = np.zeros(draws)
     for slot in range(len(arrays)):
         for place, array in enumerate(arrays):
             rows = np.flatnonzero(drawn[:, slot] == place)
-            total[rows] += array[rng.integers(len(array), size=(len(rows), len(array)))].mean(1)
+            total[rows] += resampled_means(array, len(rows), rng)
     return _interval(estimate, total / len(arrays))
 
 
@@ -299,5 +299,4 @@ def _gain(optimum: TiltedReference, budget: float) -> float:
 
 
 def _interval(estimate: float, values: Array) -> Interval:
-    low, high = np.quantile(values, [0.025, 0.975])
-    return float(estimate), float(low), float(high)
+    return (float(estimate), *percentile_interval(values))

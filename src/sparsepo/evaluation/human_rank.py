@@ -73,14 +73,14 @@ def human_rank(
         model, tokenizer: a Hugging Face causal LM.
         questions: what to score.
         batch_size: answers together; no effect on the result beyond rounding.
-        max_length: most tokens that the model takes; None: its positions, or no limit.
+        max_length: most tokens of question and answer; None, or more than the model has positions: those, or no limit.
 
     Source:
         Gritta et al. 2024, "HumanRankEval" (arXiv 2405.09186), and the authors' code (huawei-noah/noah-research).
     """
-    if max_length is None:
-        positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        max_length = positions if isinstance(positions, int) and positions > 0 else None
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if isinstance(positions, int) and positions > 0:
+        max_length = positions if max_length is None else min(max_length, positions)
     rows: list[tuple[int, int, list[int], list[int]]] = []
     scores: list[list[float | None]] = [[None] * len(question.answers) for question in questions]
     for place, question in enumerate(questions):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sparsepo.evaluation.bootstrap import percentile_interval
 from sparsepo.evaluation.frontier import Array, Curve, Interval
 from sparsepo.evaluation.tilting import TiltedReference
 
@@ -138,8 +139,7 @@ def efficiency_table(found: Mapping[str, Efficiency]) -> str:
 def _interval(estimate: float, values: Array) -> Interval:
     if not np.isfinite(estimate) or not np.isfinite(values).any():
         return float("nan"), float("nan"), float("nan")
-    low, high = np.nanquantile(values, [0.025, 0.975])
-    return float(estimate), float(low), float(high)
+    return (float(estimate), *percentile_interval(values, ignore_nan=True))
 
 
 def _shown(values: Interval) -> str:

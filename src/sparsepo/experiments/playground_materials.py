@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from transformers import (
-    AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
 
 from sparsepo.evaluation.reward_model import train_reward_model
+from sparsepo.loading import load_model
 from sparsepo.playground.models import build_model, build_tokenizer, train_sft
 from sparsepo.playground.pairs import make_pairs, sample_responses
 from sparsepo.playground.world import World
@@ -54,7 +54,8 @@ class Materials:
 
     def model(self) -> PreTrainedModel:
         """A fresh copy of the supervised model."""
-        return AutoModelForCausalLM.from_pretrained(self.folder / "sft")
+        model: PreTrainedModel = load_model(self.folder / "sft")
+        return model
 
 
 def get_materials(settings: MaterialSettings, store: Store) -> Materials:

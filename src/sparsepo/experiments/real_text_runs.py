@@ -19,6 +19,7 @@ from sparsepo.evaluation.edited_spans import EditedPair, OppositeWords, edit_pai
 from sparsepo.evaluation.reward_model import gradient_control, train_reward_model
 from sparsepo.evaluation.token_table import Batch, Description, TokenTable, token_columns
 from sparsepo.evaluation.word_lists import SentimentWords, read_sentiment_words, word_marks
+from sparsepo.loading import load_model, load_tokenizer
 from sparsepo.masks import LearnedMask
 
 from .judging import MASKS, health_of, last_values, rank, summary_of_heads
@@ -184,13 +185,11 @@ def _texts(rows: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
 
 
 def _trainer(task: RealTextTask, train: list[dict[str, Any]], held_out: list[dict[str, Any]], folder: str) -> Any:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    policy, reference = (AutoModelForCausalLM.from_pretrained(task.corpus.model) for _ in range(2))
+    policy, reference = (load_model(task.corpus.model) for _ in range(2))
     return build_trainer(
         policy,
         reference,
-        AutoTokenizer.from_pretrained(task.corpus.model),
+        load_tokenizer(task.corpus.model),
         train,
         held_out,
         {"max_length": task.max_length, **task.settings},
@@ -220,14 +219,14 @@ def _controls(trainer: Any, task: RealTextTask) -> Description:
 
 def _reward_model(task: RealTextTask, store: Store) -> Any:
     """A classifier fitted to the rewards of the training texts, trained once a corpus."""
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoModelForSequenceClassification
 
     folder = store.folder / "materials" / f"{task.corpus.key}-reward"
     done = folder / "done.json"
     if not done.is_file():
         with store.claimed(folder.name, wait=True):
             if not done.is_file():
-                tokenizer = AutoTokenizer.from_pretrained(task.corpus.model)
+                tokenizer = load_tokenizer(task.corpus.model)
                 rewards: dict[str, float] = {}
                 for row in task.corpus.pairs()[0]:
                     for side in ("chosen", "rejected"):

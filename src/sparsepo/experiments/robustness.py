@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from sparsepo.inspection.document import Document, figure_style
+from sparsepo.loading import load_model, load_tokenizer
 
 from .intervals import over_seeds
 from .store import Store
@@ -69,17 +70,15 @@ class NoisyRun:
 
     def run(self, store: Store) -> dict[str, Any]:
         """Train on noisy pairs, judge on clean ones. Returns JSON types."""
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
         start = time.perf_counter()
         rows = flip_pairs(read_pairs(self.train, self.limit), self.flip, self.seed)
         tests = {name: read_pairs(path, self.limit) for name, path in self.tests.items()}
-        policy, reference = (AutoModelForCausalLM.from_pretrained(self.model) for _ in range(2))
+        policy, reference = (load_model(self.model) for _ in range(2))
         with tempfile.TemporaryDirectory() as folder:
             trainer = build_trainer(
                 policy,
                 reference,
-                AutoTokenizer.from_pretrained(self.model),
+                load_tokenizer(self.model),
                 rows,
                 next(iter(tests.values())),
                 {"max_length": self.max_length, **self.settings},

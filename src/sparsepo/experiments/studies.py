@@ -11,8 +11,11 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from sparsepo.data.errors import DataError
+
 from . import matched
 from .efficiency import efficiencies, efficiency_table
+from .exchange import check_results_file, export_results, import_results
 from .grids import ANCHOR, GRIDS, Setting, defaults
 from .running import run_tasks
 from .store import Store
@@ -29,6 +32,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.seeds is None:
         args.seeds = list(SEEDS.get(args.study, (0, 1, 2)))
     store = Store(args.output)
+    try:
+        exported = None if args.export is None else check_results_file(args.export)
+        for path in args.results:
+            print(f"{path}: {import_results(path, store)} runs that were not in {args.output}")
+    except (DataError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error
     if args.settings is not None and args.study != "defaults":
         raise SystemExit(f"--settings {args.settings} has no effect with {args.study}: it is read by defaults only.")
     if args.study == "tuning":
@@ -40,6 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if not args.report_only:
         run_tasks(tasks, store, args.jobs)
+    if exported is not None:
+        print(f"{exported}: {export_results(tasks, store, exported)} runs")
     report = (
         finals_report(tasks, store, args.quick) if args.study == "finals" else study_report(args.study, tasks, store)
     )
@@ -109,6 +120,8 @@ def finals_report(tasks: Sequence[Task], store: Store, quick: bool = False) -> s
 def _tuning(args: argparse.Namespace, store: Store) -> int:
     if args.list or args.limit is not None:
         raise SystemExit("tuning takes neither --list nor --limit: its later runs depend on its first; use --only.")
+    if args.export is not None:
+        raise SystemExit("tuning writes no --export: what it found is in tuning.json.")
     if not args.report_only:
         methods = [name for name in matched.METHODS if args.only is None or any(word in name for word in args.only)]
         for seed in args.seeds[:1]:
@@ -150,6 +163,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--limit", type=int, help="only the first tasks, which say the most")
     parser.add_argument("--only", nargs="+", metavar="WORD", help="only settings whose name holds one of these words")
     parser.add_argument("--settings", metavar="FILE", help="defaults: judge these settings instead, JSON by name")
+    parser.add_argument(
+        "--results",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="results that --export wrote: not run again, in the tables",
+    )
+    parser.add_argument("--export", metavar="FILE", help="write the study's results into one .jsonl or .jsonl.gz")
     parser.add_argument("--quick", action="store_true", help="every run in seconds, nothing is learned well")
     parser.add_argument("--report_only", action="store_true", help="run nothing, write the tables of what is done")
     parser.add_argument("--list", action="store_true", help="show the tasks and which are done")

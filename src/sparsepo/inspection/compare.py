@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from sparsepo.data.content import ContentFilter
 from sparsepo.evaluation.ranking import spearman
 
 from .document import Document, number, with_interval, write_whole
@@ -186,9 +187,18 @@ def agreement_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
 
 
 def write_comparison(
-    comparison: Comparison, folder: str | os.PathLike[str], notes: Sequence[str] = ()
+    comparison: Comparison,
+    folder: str | os.PathLike[str],
+    notes: Sequence[str] = (),
+    words: ContentFilter | None = None,
 ) -> dict[str, Any]:
     """Write ``compare.html``, ``pairs.html`` (where runs share pairs), ``compare.json`` and ``plots/``.
+
+    Args:
+        comparison: of :func:`compare`.
+        folder: where to.
+        notes: sentences for the foot.
+        words: masks offensive words on both pages.
 
     Returns:
         What ``compare.json`` holds.
@@ -202,7 +212,7 @@ def write_comparison(
         "Token by token, over pairs that both runs hold. Independent masks agree on zeros as often as chance says; a rank "
         "correlation of 0 is no agreement. Intervals of 95 % over responses."
     )
-    add_statistics(document, names, summaries)
+    add_statistics(document, names, summaries, words)
     for note in notes:
         document.text(note)
     content = {
@@ -214,5 +224,6 @@ def write_comparison(
     write_whole(folder / "compare.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
     document.write(folder / "compare.html")
     if any(comparison.shared.values()):
-        write_frames(folder / "pairs.html", comparison.shown, title="The same pairs", subtitle=" · ".join(names))
+        texts = {"title": "The same pairs", "subtitle": " · ".join(names)}
+        write_frames(folder / "pairs.html", comparison.shown, words=words, **texts)
     return content

@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from sparsepo.data.content import ContentFilter
+
 from .document import write_whole
-from .masked_words import announced
+from .masked_words import announced, masked
 from .page import add_sizes, finite, layers_of, packed_side, render
 from .records import PairRecord
 
@@ -22,6 +24,7 @@ def frames_page(
     subtitle: str = "",
     slider: str = "",
     notes: Sequence[str] = (),
+    words: ContentFilter | None = None,
 ) -> str:
     """The page as text.
 
@@ -30,11 +33,13 @@ def frames_page(
         title, subtitle: on top.
         slider: what the frames are steps of; "": they stand below one another.
         notes: sentences for the foot.
+        words: masks offensive words.
 
     Raises:
         ValueError: no frame has a pair.
     """
-    keyed = {name: {record.number: record for record in own} for name, own in frames.items()}
+    subtitle, notes = announced([record for own in frames.values() for record in own], subtitle, notes, words)
+    keyed = {name: {record.number: record for record in masked(own, words)} for name, own in frames.items()}
     numbers = list(dict.fromkeys(number for own in keyed.values() for number in own))
     if not numbers:
         raise ValueError("There is no pair to show.")
@@ -53,7 +58,6 @@ def frames_page(
         "frames": list(keyed),
         "pairs": pairs,
     }
-    subtitle, notes = announced([record for own in frames.values() for record in own], subtitle, notes)
     return render(
         "frames.html",
         styles=("base.css", "frames.css"),
@@ -66,9 +70,9 @@ def frames_page(
     )
 
 
-def write_frames(path: str | os.PathLike[str], frames: Mapping[str, Sequence[PairRecord]], **texts: Any) -> Path:
+def write_frames(path: str | os.PathLike[str], frames: Mapping[str, Sequence[PairRecord]], **page: Any) -> Path:
     """Write :func:`frames_page`; returns its path."""
-    return write_whole(path, frames_page(frames, **texts))
+    return write_whole(path, frames_page(frames, **page))
 
 
 def _packed(record: PairRecord | None, first: PairRecord | None) -> dict[str, Any] | None:

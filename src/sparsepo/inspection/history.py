@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import TrainerCallback
 
+from sparsepo.data.content import ContentFilter
+
 from .collect import collect_rows
 from .document import figure_style
 from .figures import MASK_NAMES
@@ -39,17 +41,24 @@ class MaskHistory(TrainerCallback):
         trainer: that is watched; add the callback with ``trainer.add_callback``, or call :func:`record_masks`.
         rows: pairs as the trainer has prepared them.
         every: steps between two snapshots; None: a twentieth of the run. The start and the end are always kept.
+        words: masks offensive words on the page; the snapshots keep the texts.
 
     Raises:
         ValueError: no rows, or ``every`` below 1.
     """
 
-    def __init__(self, trainer: Any, rows: Sequence[dict[str, Any]], every: int | None = None) -> None:
+    def __init__(
+        self,
+        trainer: Any,
+        rows: Sequence[dict[str, Any]],
+        every: int | None = None,
+        words: ContentFilter | None = None,
+    ) -> None:
         if not rows:
             raise ValueError("MaskHistory needs at least one pair to keep.")
         if every is not None and every < 1:
             raise ValueError(f"every={every!r} must be at least 1 step.")
-        self.trainer, self.rows, self.every = trainer, list(rows), every
+        self.trainer, self.rows, self.every, self.words = trainer, list(rows), every, words
         self._last: int | None = None
         self._failed = False
 
@@ -105,11 +114,13 @@ class MaskHistory(TrainerCallback):
         with RecordWriter(self.folder / f"step-{step:07d}.jsonl") as writer:
             for record in records:
                 writer.add(record)
-        write_history_page(trainer.args.output_dir, trainer.objective.display_name)
+        write_history_page(trainer.args.output_dir, trainer.objective.display_name, self.words)
         _report(trainer.callback_handler.callbacks, records, step)
 
 
-def record_masks(trainer: Any, pairs: int = 4, every: int | None = None) -> MaskHistory:
+def record_masks(
+    trainer: Any, pairs: int = 4, every: int | None = None, words: ContentFilter | None = None
+) -> MaskHistory:
     """Add a :class:`MaskHistory` of the first held-out pairs (of the first training pairs where nothing is held out).
 
     Raises:
@@ -121,7 +132,7 @@ def record_masks(trainer: Any, pairs: int = 4, every: int | None = None) -> Mask
     if isinstance(data, Mapping):
         data = next(iter(data.values()))
     rows = [row for row, _ in zip(data, range(pairs), strict=False)]
-    history = MaskHistory(trainer, rows, every)
+    history = MaskHistory(trainer, rows, every, words)
     trainer.add_callback(history)
     return history
 
@@ -137,11 +148,18 @@ def read_history(output_dir: str | os.PathLike[str]) -> dict[int, list[PairRecor
     return {step: list(read_records(path)) for step, path in snapshots(Path(output_dir) / FOLDER).items()}
 
 
-def write_history_page(output_dir: str | os.PathLike[str], subtitle: str = "") -> Path:
-    """Write OUT/masks.html from the snapshots; returns its path."""
+def write_history_page(
+    output_dir: str | os.PathLike[str], subtitle: str = "", words: ContentFilter | None = None
+) -> Path:
+    """Write OUT/masks.html from the snapshots, offensive words masked where ``words`` says so; returns its path."""
     frames = {f"step {step}": own for step, own in read_history(output_dir).items()}
     return write_frames(
-        Path(output_dir) / PAGE, frames, title="Masks while training", subtitle=subtitle, slider="step of training"
+        Path(output_dir) / PAGE,
+        frames,
+        title="Masks while training",
+        subtitle=subtitle,
+        slider="step of training",
+        words=words,
     )
 
 

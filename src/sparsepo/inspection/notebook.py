@@ -9,6 +9,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from sparsepo.data.content import ContentFilter
+
 from .collect import collect
 from .page import page
 from .records import PairRecord
@@ -22,10 +24,13 @@ class Pairs:
     Args:
         records: the pairs, in order.
         title: what the page says on top.
+        words: masks offensive words where the pairs are shown.
     """
 
-    def __init__(self, records: Iterable[PairRecord], title: str = "Token masks") -> None:
-        self.records, self.title = list(records), title
+    def __init__(
+        self, records: Iterable[PairRecord], title: str = "Token masks", words: ContentFilter | None = None
+    ) -> None:
+        self.records, self.title, self.words = list(records), title, words
 
     def __len__(self) -> int:
         return len(self.records)
@@ -35,7 +40,7 @@ class Pairs:
 
     def to_html(self) -> str:
         """One self-contained page."""
-        return page(self.records, title=self.title)[0]
+        return page(self.records, title=self.title, words=self.words)[0]
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the page; returns its path."""
@@ -53,7 +58,14 @@ class Pairs:
         return f"Pairs({len(self.records)} pairs; in a notebook they are shown, save(path) writes a page)"
 
 
-def show(trainer: Any, dataset: Any = None, *, limit: int = 50, title: str = "Token masks") -> Pairs:
+def show(
+    trainer: Any,
+    dataset: Any = None,
+    *,
+    limit: int = 50,
+    title: str = "Token masks",
+    words: ContentFilter | None = None,
+) -> Pairs:
     """The masks of a trainer's pairs, for a notebook.
 
     Args:
@@ -62,6 +74,7 @@ def show(trainer: Any, dataset: Any = None, *, limit: int = 50, title: str = "To
             its evaluation set, or where it has none its training set.
         limit: at most so many pairs.
         title: of the page.
+        words: masks offensive words, as ``sparsepo.data.content.ContentFilter()``.
 
     Raises:
         ValueError: ``limit`` is below 1, or there are several evaluation sets and none was named.
@@ -76,4 +89,4 @@ def show(trainer: Any, dataset: Any = None, *, limit: int = 50, title: str = "To
         )
     batches = trainer.get_eval_dataloader(dataset)
     records = collect(batches, trainer.score, trainer.objective, trainer.processing_class)
-    return Pairs(islice(records, limit), title)
+    return Pairs(islice(records, limit), title, words)

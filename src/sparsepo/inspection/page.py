@@ -8,13 +8,16 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .masked_words import announced
+from sparsepo.data.content import ContentFilter
+
+from .masked_words import announced, masked
 from .records import QUANTITIES, STORED, PairRecord, SideRecord
 
 SIGNED = ("log_ratio", "reward_part", "contribution", "running")
@@ -30,6 +33,7 @@ def write_page(
     subtitle: str = "",
     notes: Sequence[str] = (),
     limit: int | None = None,
+    words: ContentFilter | None = None,
 ) -> int:
     """Write the page.
 
@@ -39,11 +43,12 @@ def write_page(
         title, subtitle: what it shows.
         notes: sentences for its foot.
         limit: at most so many pairs.
+        words: masks offensive words.
 
     Returns:
         Number of pairs on it.
     """
-    html, count = page(records, title=title, subtitle=subtitle, notes=notes, limit=limit)
+    html, count = page(records, title=title, subtitle=subtitle, notes=notes, limit=limit, words=words)
     Path(path).write_text(html, encoding="utf-8")
     return count
 
@@ -55,21 +60,15 @@ def page(
     subtitle: str = "",
     notes: Sequence[str] = (),
     limit: int | None = None,
+    words: ContentFilter | None = None,
 ) -> tuple[str, int]:
     """The page as text, and the number of pairs on it; see :func:`write_page`."""
-    pairs: list[dict[str, Any]] = []
-    shown: list[PairRecord] = []
-    groups: dict[str, None] = {}
+    shown = list(islice(records, limit))
+    subtitle, notes = announced(shown, subtitle, notes, words)
     scales: dict[str, list[NDArray[np.float32]]] = {}
-    for record in records:
-        if limit is not None and len(pairs) >= limit:
-            break
-        pairs.append(_packed(record))
-        shown.append(record)
-        groups[record.group] = None
+    for record in shown:
         add_sizes(scales, record)
-    content = {"layers": layers_of(scales), "pairs": pairs}
-    subtitle, notes = announced(shown, subtitle, notes)
+    content = {"layers": layers_of(scales), "pairs": [_packed(record) for record in masked(shown, words)]}
     html = render(
         "inspect.html",
         styles=("base.css", "inspect.css"),
@@ -78,9 +77,9 @@ def page(
         title=title,
         subtitle=subtitle,
         notes=notes,
-        groups=list(groups),
+        groups=list(dict.fromkeys(record.group for record in shown)),
     )
-    return html, len(pairs)
+    return html, len(shown)
 
 
 def render(template: str, *, styles: Sequence[str], scripts: Sequence[str], data: Any, **values: Any) -> str:

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sparsepo.data.content import ContentFilter, content_notice
+
 from .document import Document, figure_style, percent, with_interval
 from .figures import errors_of
 
@@ -53,8 +55,18 @@ def write_page(
     lexicon: Mapping[str, Sequence[str]],
     folder: str | os.PathLike[str],
     model: str,
+    words: ContentFilter | None = None,
 ) -> Path:
-    """Write ``robustness.html`` and ``plots/``; returns the page's path."""
+    """Write ``robustness.html`` and ``plots/``; returns the page's path.
+
+    Args:
+        check: ``noise`` or ``adversarial``.
+        found: condition → its numbers.
+        lexicon: kind → the words that were inserted.
+        folder: where to.
+        model: its name.
+        words: masks offensive ones among the inserted words.
+    """
     folder = Path(folder)
     title = {"noise": "Robustness to noise", "adversarial": "Inserted words"}[check]
     document = Document(title, model, folder / "plots")
@@ -69,7 +81,12 @@ def write_page(
                 )
     if lexicon:
         document.heading("The words")
-        document.table(["kind", "words"], [[kind, ", ".join(words)] for kind, words in lexicon.items()], texts=(0, 1))
+        rows = [[kind, ", ".join(own)] for kind, own in lexicon.items()]
+        if notice := content_notice((word for own in lexicon.values() for word in own), words):
+            document.text(notice)
+        if words is not None:
+            rows = [[kind, words.mask(text)] for kind, text in rows]
+        document.table(["kind", "words"], rows, texts=(0, 1))
     return document.write(folder / "robustness.html")
 
 

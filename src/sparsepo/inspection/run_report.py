@@ -9,7 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sparsepo.data.content import ContentFilter
+
 from .document import Document, figure_style, number
+from .masked_words import masked, notice_of
 from .records import PairRecord
 from .terminal import printable
 
@@ -58,6 +61,7 @@ def write_report(
     records: Sequence[PairRecord] = (),
     *,
     health: Sequence[str] = (),
+    words: ContentFilter | None = None,
 ) -> Path:
     """Write ``report.html`` (and with pairs ``pairs.html``); returns the report's path.
 
@@ -67,6 +71,7 @@ def write_report(
         history: the trainer's ``state.log_history``.
         records: example pairs.
         health: what the health monitor found.
+        words: masks offensive words of the pairs.
     """
     folder = Path(output_dir)
     objective = summary["objective"]["name"]
@@ -78,7 +83,7 @@ def write_report(
         document.text(f"Mask health: {finding}")
     _add_curves(document, history)
     if records:
-        _add_pairs(document, records, folder, objective)
+        _add_pairs(document, records, folder, objective, words)
     document.heading("Data")
     for report in summary["data"]:
         _add_check(document, report)
@@ -131,14 +136,18 @@ def points(history: Sequence[Mapping[str, Any]], name: str) -> tuple[list[int], 
     return ([step for step, _ in found], [value for _, value in found]) if found else None
 
 
-def _add_pairs(document: Document, records: Sequence[PairRecord], folder: Path, objective: str) -> None:
+def _add_pairs(
+    document: Document, records: Sequence[PairRecord], folder: Path, objective: str, words: ContentFilter | None
+) -> None:
     from .page import write_page
 
-    write_page(records, folder / PAIRS, title="Example pairs", subtitle=objective)
+    write_page(records, folder / PAIRS, title="Example pairs", subtitle=objective, words=words)
     document.heading("Example pairs")
+    if notice := notice_of(records, words):
+        document.text(notice)
     document.text(f"{PAIRS} in this folder shows them token by token; masks.html, where it is, how they came about.")
     rows = []
-    for record in records:
+    for record in masked(records, words):
         zeros = record.zeros()
         texts = (record.prompt[-60:], record.chosen.text[:80], record.rejected.text[:80])
         cells = [printable(text).replace("\n", "") for text in texts]

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sparsepo.data.content import ContentFilter, content_notice
 from sparsepo.evaluation.summaries import METRICS, Scored
 
 from .document import Document, figure_style, with_interval, write_whole
@@ -98,8 +99,17 @@ def write_report(
     folder: str | os.PathLike[str],
     notes: Sequence[str] = (),
     settings: Mapping[str, Any] | None = None,
+    words: ContentFilter | None = None,
 ) -> Path:
-    """Write ``summaries.json``, ``summaries.csv``, ``summaries.html`` and ``plots/``; returns the page's path."""
+    """Write ``summaries.json``, ``summaries.csv``, ``summaries.html`` and ``plots/``; returns the page's path.
+
+    Args:
+        scored, differences: as :func:`report` takes them.
+        folder: where to.
+        notes: sentences below the result.
+        settings: for ``summaries.json``.
+        words: masks offensive words of the examples.
+    """
     folder = Path(folder)
     content = report(scored, differences, settings=dict(settings or {}), notes=list(notes))
     document = Document("Summaries", ", ".join(dict.fromkeys(one.source.name for one in scored)), folder / "plots")
@@ -120,7 +130,7 @@ def write_report(
     document.heading("Definitions")
     shown = [metric for metric in METRICS.values() if any(metric.name in one.values for one in scored)]
     document.table(["metric", "what it is"], [[m.label, m.definition] for m in shown], texts=(0, 1))
-    _examples(document, scored)
+    _examples(document, scored, words)
     write_whole(folder / "summaries.json", json.dumps(content, indent=1, ensure_ascii=True, allow_nan=False) + "\n")
     write_whole(folder / "summaries.csv", csv_text(content))
     return document.write(folder / "summaries.html")
@@ -218,20 +228,30 @@ def _bars(pyplot: Any, scored: Sequence[Scored], estimates: Sequence[Mapping[str
     return figure
 
 
-def _examples(document: Document, scored: Sequence[Scored]) -> None:
+def _examples(document: Document, scored: Sequence[Scored], words: ContentFilter | None) -> None:
     """Summaries of the first prompts, one below the other."""
     document.heading("Examples")
-    document.text(
-        "The first prompts of the first source, with the first sample of each source. Texts are shown as they are, and "
-        "may offend."
-    )
+    document.text("The first prompts of the first source, with the first sample of each source.")
+    examples = _example_rows(scored)
+    if notice := content_notice((text for rows in examples for _, text in rows), words):
+        document.text(notice)
+    for rows in examples:
+        shown = rows if words is None else [[label, words.mask(text)] for label, text in rows]
+        cells = [[label, _cut(text)] for label, text in shown]
+        document.table(["", "text"], cells, texts=(0, 1), folded=_cut(shown[0][1], 90))
+
+
+def _example_rows(scored: Sequence[Scored]) -> list[list[list[str]]]:
+    """By prompt: its document, its references and a summary of each source."""
+    examples = []
     by_prompt = [{item.prompt: item for item in one.source.items} for one in scored]
     for item in scored[0].source.items[:_EXAMPLES]:
-        rows = [["document", _cut(item.document)], *(["reference", _cut(text)] for text in item.references)]
+        rows = [["document", item.document], *(["reference", text] for text in item.references)]
         for one, own in zip(scored, by_prompt, strict=True):
             if item.prompt in own:
-                rows.append([one.source.label, _cut(own[item.prompt].summaries[0])])
-        document.table(["", "text"], rows, texts=(0, 1), folded=_cut(item.document, 90))
+                rows.append([one.source.label, own[item.prompt].summaries[0]])
+        examples.append(rows)
+    return examples
 
 
 def _cut(text: str, length: int = _SHOWN) -> str:

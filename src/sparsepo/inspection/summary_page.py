@@ -8,9 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sparsepo.data.content import ContentFilter
+
 from . import figures
 from .document import Document, figure_style, number, percent, with_interval, write_whole
 from .figures import MASK_NAMES, quoted
+from .masked_words import masked_types, notice_of_types
 from .statistics import MASKS, Statistics
 
 _ORDERED = {
@@ -35,6 +38,7 @@ def write_summary(
     title: str = "What the masks chose",
     subtitle: str = "",
     notes: Sequence[str] = (),
+    words: ContentFilter | None = None,
 ) -> dict[str, Any]:
     """Write ``summary.json``, ``summary.html`` and ``plots/``.
 
@@ -42,6 +46,7 @@ def write_summary(
         statistics: by group; "" for a single one.
         folder: where to.
         title, subtitle, notes: of the page.
+        words: masks offensive token types on it.
 
     Returns:
         What ``summary.json`` holds: group → statistics.
@@ -49,7 +54,7 @@ def write_summary(
     folder = Path(folder)
     summaries = {name: own.summary() for name, own in statistics.items()}
     document = Document(title, subtitle, folder / "plots")
-    add_statistics(document, statistics, summaries)
+    add_statistics(document, statistics, summaries, words)
     for note in notes:
         document.text(note)
     write_whole(folder / "summary.json", json.dumps(summaries, indent=1, allow_nan=False) + "\n")
@@ -58,9 +63,14 @@ def write_summary(
 
 
 def add_statistics(
-    document: Document, statistics: Mapping[str, Statistics], summaries: Mapping[str, Mapping[str, Any]]
+    document: Document,
+    statistics: Mapping[str, Statistics],
+    summaries: Mapping[str, Mapping[str, Any]],
+    words: ContentFilter | None = None,
 ) -> None:
-    """The parts of the page."""
+    """The parts of the page; ``words`` masks token types."""
+    notice = notice_of_types(summaries, words)
+    summaries = masked_types(summaries, words)
     document.heading("Overview")
     document.table(["", *map(_column, summaries)], overview_rows(summaries))
     document.text(
@@ -69,6 +79,8 @@ def add_statistics(
     )
     if all(own["common"] for own in summaries.values()):
         document.text("Reward and KL mask are the same numbers (a common mask): shown once.")
+    if notice:
+        document.text(notice)
     samples = {name: own.sample() for name, own in statistics.items()}
     for column, mask in enumerate(MASKS):
         having = {name: own for name, own in summaries.items() if mask in own["masks"]}

@@ -5,10 +5,13 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+import time
 from types import FrameType, TracebackType
 from typing import Any
 
 logger = logging.getLogger(__name__)
+
+ECHO = 2.0  # seconds: a launcher passes on what its terminal or scheduler has sent to all processes already
 
 
 class TrainingInterrupted(KeyboardInterrupt):
@@ -32,11 +35,13 @@ class TrainingInterrupted(KeyboardInterrupt):
 class Signals:
     """A context in which the first SIGTERM or Ctrl-C is noted and the second ends the run at once.
 
+    What comes within ``ECHO`` seconds of the first is taken for the same one, which reached the process on two ways.
     Only the main thread can handle signals; in another one they keep the effect that they had.
     """
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self._at = 0.0
         self._earlier: dict[int, Any] = {}
 
     def __enter__(self) -> Signals:
@@ -56,6 +61,8 @@ class Signals:
     def _note(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
         if self.received is not None:
+            if time.monotonic() - self._at < ECHO:
+                return
             raise TrainingInterrupted(number, f"{name} for the second time: ended at once, without a checkpoint.")
-        self.received = number
+        self.received, self._at = number, time.monotonic()
         logger.warning("%s: a checkpoint follows after this step; a second signal ends the run at once.", name)

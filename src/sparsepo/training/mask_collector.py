@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -43,6 +44,12 @@ class MaskCollector:
         self._sums: Tensor | None = None
         self.start: Tensor | None = None  # the sums of the first step, (masks, SIZE)
         self._log_ratio: Tensor | None = None
+
+    def copy(self) -> MaskCollector:
+        """What was added until now, for a step that may be left out."""
+        other = copy.copy(self)  # its tensors are never changed in place
+        other._waiting = list(self._waiting)
+        return other
 
     @torch.no_grad()
     def add(self, scores: PairScores, weight: Tensor, sequence_position: Tensor, is_first: bool) -> None:

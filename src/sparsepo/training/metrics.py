@@ -50,6 +50,12 @@ class MetricSums:
         new, names = _wide(torch.stack([*values.values()])), tuple(values)
         self._maxima[names] = torch.maximum(self._maxima[names], new) if names in self._maxima else new
 
+    def copy(self) -> MetricSums:
+        """What was added until now, for a step that may be left out."""
+        other = MetricSums()
+        other._sums, other._maxima = dict(self._sums), dict(self._maxima)  # their tensors are never changed in place
+        return other
+
     def drain(self, accelerator: Any) -> dict[str, float]:
         """Averages and maxima over all processes; the collection is empty afterwards. A collective call."""
         values: dict[str, float] = {}

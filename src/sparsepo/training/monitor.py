@@ -6,6 +6,7 @@ masks of the same held-out pairs between evaluations. Remove it with ``trainer.r
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 from collections.abc import Mapping
@@ -82,6 +83,14 @@ class MaskMonitor(TrainerCallback):
         response = torch.cat([side.response_mask for side in sides])
         self.held_out.collect(identity, weight, response, masks_of(sides, self.masks))
 
+    def collected(self) -> MaskCollector:
+        """A copy of what was added since the last log; handed to :meth:`collect_from` if the next step is left out."""
+        return self._collector.copy()
+
+    def collect_from(self, collected: MaskCollector) -> None:
+        """Forget what was added since :meth:`collected`."""
+        self._collector = collected
+
     @property
     def masks(self) -> tuple[str, ...]:
         """The monitored masks."""
@@ -105,6 +114,9 @@ class MaskMonitor(TrainerCallback):
             if gradients:
                 # one pass; the 2-norm is zero where all are
                 size = torch.nn.utils.get_total_norm(gradients)
+                size = torch.where(
+                    torch.isfinite(size), size, -1
+                )  # fp16's scaler leaves the step out: nothing was seen
                 self._gradient[mask] = torch.maximum(self._gradient[mask], size) if mask in self._gradient else size
 
     def _trained_heads(self) -> dict[str, list[torch.nn.Parameter]]:
@@ -253,16 +265,29 @@ class MaskMonitor(TrainerCallback):
 
     def save_state(self, folder: Path) -> None:
         """Put the monitor's state into a checkpoint's folder. On the process that saves."""
-        memory = {"health": self.health.state(), "held_out": self.held_out.state()}
-        _write_json(folder / HEALTH_FILE, {**self.content(), "state": memory})
+        _write_json(folder / HEALTH_FILE, {**self.content(), "state": self._state()})
+
+    def _state(self) -> dict[str, Any]:
+        return {"health": self.health.state(), "held_out": self.held_out.state()}
+
+    def _load_state(self, state: Mapping[str, Any]) -> None:
+        self.health.load_state(state["health"])
+        self.held_out.load_state(state["held_out"])
+
+    def memory(self) -> dict[str, Any]:
+        """A copy of all that an evaluation may change; undone by :meth:`remember`."""
+        return copy.deepcopy({"state": self._state(), "stopped": self.stopped, "has_acted": self._has_acted})
+
+    def remember(self, memory: Mapping[str, Any]) -> None:
+        """Forget what has been seen since :meth:`memory`."""
+        self._load_state(memory["state"])
+        self.stopped, self._has_acted = memory["stopped"], memory["has_acted"]
 
     def restore(self, checkpoint: str) -> None:
         """Take over the state of a checkpoint; one without (made without monitor) starts afresh."""
         path = Path(checkpoint) / HEALTH_FILE
         if path.is_file():
-            memory = json.loads(path.read_text(encoding="utf-8"))["state"]
-            self.health.load_state(memory["health"])
-            self.held_out.load_state(memory["held_out"])
+            self._load_state(json.loads(path.read_text(encoding="utf-8"))["state"])
             self._restored = True
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,10 @@ from torch import Tensor, nn
 
 from .collator import ROW_ID
 from .finite import Finding, findings_of, gradient_findings, pairs_of
+from .mask_collector import MaskCollector
+from .metrics import MetricSums
+from .monitor import MaskMonitor
+from .randomness import nothing_drawn
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +42,8 @@ class NonFiniteSteps:
     """The parts of a Trainer that look at a step before it is made. Mixed into the trainer before TRL's class.
 
     The loss of every micro-batch and the norm that clipping computes anyway are looked at once per optimiser step. With
-    fp16 a GradScaler looks for overflown gradients itself, which are part of its search for a scale: then only the loss is.
+    fp16 a GradScaler looks for overflown gradients itself, which are part of its search for a scale: then only the loss is,
+    and whether the search ends. Of a step that is left out nothing stays in what is logged or watched.
     """
 
     # set by the trainer, or Trainer's own
@@ -47,9 +52,15 @@ class NonFiniteSteps:
     model: Any
     state: Any
     mask_grad_norm: Tensor | None
+    mask_monitor: MaskMonitor | None
     processing_class: Any
+    _sums: dict[str, MetricSums]
     skipped_steps = 0
     _skipped_in_a_row = 0
+    _scaler_skipped_in_a_row = 0
+    _steps_since_log = 0
+    _skipped_since_log = 0
+    _before_step: _Window | None = None
     _step_model: Any = None
     _step_batches: Sequence[dict[str, Any]] = ()
     _step_losses: tuple[Tensor, ...] = ()
@@ -57,15 +68,17 @@ class NonFiniteSteps:
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Trainer's; skipped steps are counted from here."""
         self.skipped_steps, self._skipped_in_a_row = 0, 0
+        self._scaler_skipped_in_a_row = self._steps_since_log = self._skipped_since_log = 0
         try:
             return super().train(*args, **kwargs)  # type: ignore[misc]
         finally:
-            self._step_batches, self._step_losses, self._step_model = [], (), None
+            self._step_batches, self._step_losses, self._step_model, self._before_step = [], (), None, None
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """Trainer's, which begins an optimiser step."""
         batches, count = super().get_batch_samples(*args, **kwargs)  # type: ignore[misc]
         self._step_batches, self._step_losses = batches, ()
+        self._before_step = _Window.of(self)
         return batches, count
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
@@ -78,6 +91,10 @@ class NonFiniteSteps:
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """Trainer's; afterwards all gradients of the step are there, and the optimiser has not moved yet."""
         norm = super()._get_grad_norm(model, grad_norm)  # type: ignore[misc]
+        self._steps_since_log += 1
+        if getattr(self.accelerator, "scaler", None) is not None:
+            was_skipped = self.accelerator.optimizer_step_was_skipped  # the step before
+            self._scaler_skipped_in_a_row = self._scaler_skipped_in_a_row + 1 if was_skipped else 0
         flags = self._local_flags(norm)
         if self.accelerator.num_processes > 1:
             local = torch.stack([torch.as_tensor(flag, device=self.accelerator.device).float() for flag in flags])
@@ -86,15 +103,17 @@ class NonFiniteSteps:
         return norm
 
     def _local_flags(self, norm: Any) -> list[Any]:
-        """What all processes must agree on; the first says whether the step is not finite here."""
+        """What all processes must agree on: whether the step is not finite here, whether fp16 finds no scale."""
         numbers = list(self._step_losses)
         if getattr(self.accelerator, "scaler", None) is None:
             numbers += [_plain(n, self.accelerator.device) for n in (norm, self.mask_grad_norm) if n is not None]
         if not numbers:  # a loop of its own, which Trainer's does not drive
-            return [False]
-        return [~torch.isfinite(torch.stack(numbers)).all()]
+            return [False, False]
+        return [~torch.isfinite(torch.stack(numbers)).all(), self._scaler_skipped_in_a_row >= IN_A_ROW]
 
     def _take_flags(self, flags: list[float]) -> None:
+        if flags[1]:
+            self._end_search_for_scale()
         if flags[0]:
             self._handle_non_finite()
         else:
@@ -105,11 +124,7 @@ class NonFiniteSteps:
     def _handle_non_finite(self) -> None:
         """Name it, keep it, and stop or leave the step out. A collective call."""
         step = self.state.global_step + 1
-        found = [self._diagnose(self._step_model, batch) for batch in self._step_batches]
-        if not any(found) and self.accelerator.num_processes == 1:
-            found = [self._diagnose_gradient(batch) for batch in self._step_batches]
-        findings = [finding for own in found for finding in own]
-        where = self._keep(step, found)
+        findings, where = self._examine(step)
         self._drop_step()
         message = f"Step {step} is not finite: {_listed(findings)}. {where}"
         self.skipped_steps += 1
@@ -121,8 +136,31 @@ class NonFiniteSteps:
         saved = self._save_before_stop()
         raise NonFiniteError(f"{message} {saved}{reason}. See docs/robust_runs.md for causes.", findings)
 
+    def _examine(self, step: int) -> tuple[list[Finding], str]:
+        """Findings of the step under way, and where its batches are kept."""
+        found = [self._diagnose(self._step_model, batch) for batch in self._step_batches]
+        if not any(found) and self.accelerator.num_processes == 1:
+            found = [self._diagnose_gradient(batch) for batch in self._step_batches]
+        return [finding for own in found for finding in own], self._keep(step, found)
+
+    def _end_search_for_scale(self) -> None:
+        """Gradients overflow at any scale: no step would ever be made. A collective call."""
+        step, scale = self.state.global_step + 1, float(self.accelerator.scaler.get_scale())
+        findings, where = self._examine(step)
+        cause = _listed(findings) if findings else "its gradients overflow when they are scaled"
+        saved = self._save_before_stop()
+        raise NonFiniteError(
+            f"Step {step}: fp16's GradScaler has left out the {IN_A_ROW} steps before it, one after the other, and has come "
+            f"down to a scale of {scale:g}: {cause}. {where} {saved}. Train with bf16 or in float32, or see "
+            "docs/robust_runs.md for causes.",
+            findings,
+        )
+
     def _drop_step(self) -> None:
-        """Leave nothing of the step for optimiser, controllers and fit."""
+        """Leave nothing of the step for optimiser, controllers, fit, logs and monitor."""
+        if self._before_step is not None:
+            self._before_step.restore(self)
+        self._skipped_since_log += 1
         if getattr(self.accelerator, "scaler", None) is None:  # a scaler has seen it and leaves the step out itself
             for parameter in self.model.parameters():
                 parameter.grad = None
@@ -131,7 +169,7 @@ class NonFiniteSteps:
     def _diagnose(self, model: nn.Module, batch: dict[str, Any]) -> list[Finding]:
         batch = self._prepare_inputs(batch)  # type: ignore[attr-defined]
         weight = self._pair_weight(batch)  # type: ignore[attr-defined]
-        with torch.no_grad(), _same_noise():
+        with torch.no_grad(), nothing_drawn():
             need_kl = self.objective.needs_kl  # type: ignore[attr-defined]
             step = self._step(model, batch, need_kl, weight / weight.sum().clamp(min=1))  # type: ignore[attr-defined]
         return findings_of(step, batch, self._text_of)
@@ -140,7 +178,7 @@ class NonFiniteSteps:
         """The pairs of a batch whose own gradient is not finite: each one alone, forward and backward."""
         batch = self._prepare_inputs(batch)  # type: ignore[attr-defined]
         found: list[Finding] = []
-        with _same_noise():
+        with nothing_drawn():
             for pair in range(len(batch["input_ids"]) // 2):
                 self._clear_gradients()
                 alone = pairs_of(batch, pair)
@@ -214,10 +252,45 @@ class NonFiniteSteps:
             self._restore_forward()  # type: ignore[attr-defined]
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Trainer's, with the number of steps that were left out, once there is one."""
+        """Trainer's, with the number of steps that were left out, once there is one, and without their own numbers."""
         if self.model.training and self.skipped_steps:
             logs["non_finite/skipped_steps"] = self.skipped_steps
+            if self._skipped_in_a_row:  # these are of the last step alone
+                logs.pop("grad_norm", None)
+                logs.pop("mask/grad_norm", None)
+        if self.model.training and "loss" in logs:
+            made = self._steps_since_log - self._skipped_since_log
+            if not made:
+                logs.pop("loss")
+            elif self._skipped_since_log:  # Trainer divides by all steps
+                logs["loss"] *= self._steps_since_log / made
+            self._steps_since_log = self._skipped_since_log = 0
         super().log(logs, *args, **kwargs)  # type: ignore[misc]
+
+
+@dataclass
+class _Window:
+    """What a step adds to before anybody knows whether it will be left out."""
+
+    sums: MetricSums
+    collected: MaskCollector | None
+    loss: Tensor | None
+
+    @staticmethod
+    def of(trainer: Any) -> _Window:
+        monitor, loss = trainer.mask_monitor, getattr(trainer, "_tr_loss", None)
+        return _Window(
+            trainer._sums["train"].copy(),
+            None if monitor is None else monitor.collected(),
+            None if loss is None else loss.clone(),
+        )
+
+    def restore(self, trainer: Any) -> None:
+        trainer._sums["train"] = self.sums
+        if self.collected is not None and trainer.mask_monitor is not None:
+            trainer.mask_monitor.collect_from(self.collected)
+        if self.loss is not None:
+            trainer._tr_loss.copy_(self.loss)
 
 
 def read_batch(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -261,11 +334,3 @@ def _plain(value: Any, device: torch.device) -> Tensor:
     if hasattr(value, "full_tensor"):
         value = value.full_tensor()
     return torch.as_tensor(value, dtype=torch.float32, device=device).detach().reshape(())
-
-
-@contextmanager
-def _same_noise() -> Iterator[None]:
-    """Random numbers go on afterwards as if nothing had been drawn."""
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices=devices):
-        yield

@@ -1,41 +1,38 @@
-"""What keeps a run whole when machines and numbers fail: sealed checkpoints, signals, steps that are not finite."""
+"""What keeps a run whole when machines fail: one run a folder, sealed checkpoints, and an end at a signal."""
 
 from __future__ import annotations
 
 import logging
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from safetensors import SafetensorError
 from torch import nn
-from transformers import TrainerCallback
 
 from . import sealing
 from .interruption import Signals, TrainingInterrupted
-from .non_finite import NonFiniteSteps
 from .sealing import CheckpointError
+from .stopping import EvaluationEnded, StopsOnSignal, mark_evaluation_due
+from .trl_bridge import stages_of_fsdp
 
 logger = logging.getLogger(__name__)
 
 
-class RunGuard(NonFiniteSteps):
-    """The parts of a Trainer that save, stop and step, guarded. Mixed into the trainer before all others."""
+class RunGuard(StopsOnSignal):
+    """The parts of a Trainer that save and stop, guarded. Mixed into any Trainer, before all others."""
 
     # set by the trainer, or Trainer's own
     accelerator: Any
     args: Any
-    control: Any
     state: Any
-    mask_monitor: Any
+    is_in_train: bool
     is_world_process_zero: Any
     _get_output_dir: Any
-    _signals: Signals = Signals()  # of a run; this one hears nothing
     _postponed_push: list[str] | None = None
-    _stop_signal = 0  # that all processes know of
-    _stop_saved = False  # whether its checkpoint has been asked for
+    _saving: Path | None = None  # the checkpoint that is being written
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Training into a folder that no other process trains into, from a checkpoint that is whole.
@@ -43,26 +40,26 @@ class RunGuard(NonFiniteSteps):
         Raises:
             CheckpointError: the folder is in use, or a checkpoint is not whole or cannot be written.
             TrainingInterrupted: SIGTERM or Ctrl-C; a checkpoint was saved before.
-            NonFiniteError: with ``non_finite='stop'``.
         """
         folder = self.args.output_dir
         checkpoint = _checked(resume_from_checkpoint, folder)
-        self._stop_signal, self._stop_saved = 0, False
+        self._begin_listening(checkpoint)
+        result, late = None, 0
         with _held(folder, self.is_world_process_zero()), Signals() as self._signals:
             self._leave_other_course(checkpoint, folder)
-            result = super().train(checkpoint, *args, **kwargs)
+            try:
+                result = super().train(checkpoint, *args, **kwargs)  # type: ignore[misc]
+            except EvaluationEnded:  # one before the first step: there is nothing to save
+                self.is_in_train = False
             late = 0 if self._stop_signal else self._signal_of_any_process()
-        step = self.state.global_step
         if self._stop_signal:
-            raise TrainingInterrupted(
-                self._stop_signal,
-                f"{signal.Signals(self._stop_signal).name}: stopped after step {step}, which is saved in "
-                f"{folder}/checkpoint-{step}; resume_from_checkpoint=auto goes on with it.",
-            )
+            raise self._interruption()
         if late:
             last = sealing.last_whole(folder)
             kept = f"{last.name} is the last whole checkpoint" if last is not None else "no checkpoint was saved"
-            raise TrainingInterrupted(late, f"{signal.Signals(late).name}: came after the last step, {step}; {kept}.")
+            raise TrainingInterrupted(
+                late, f"{signal.Signals(late).name}: came after the last step, {self.state.global_step}; {kept}."
+            )
         return result
 
     def _leave_other_course(self, checkpoint: Any, folder: str) -> None:
@@ -75,41 +72,6 @@ class RunGuard(NonFiniteSteps):
                 logger.warning("%s: a checkpoint of an earlier run, after step %d where this one goes on.", path, step)
         self.accelerator.wait_for_everyone()
 
-    def _signal_of_any_process(self) -> int:
-        """A signal that came when no step could hear it, 0 for none. A collective call."""
-        received = torch.tensor([float(self._signals.received or 0)], device=self.accelerator.device)
-        return int(self.accelerator.gather(received).max())
-
-    # ---- signals ----
-
-    def _local_flags(self, norm: Any) -> list[Any]:
-        return [*super()._local_flags(norm), self._signals.received or 0]
-
-    def _take_flags(self, flags: list[float]) -> None:
-        if self.accelerator.num_processes > 1:
-            self._stop_signal = int(flags[-1])
-        super()._take_flags(flags)
-
-    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        """After a signal: save at once, evaluate no more, stop."""
-        if self.accelerator.num_processes == 1:
-            self._stop_signal = self._signals.received or 0
-        if self._stop_signal:
-            self.control.should_training_stop, self.control.should_evaluate = True, False
-            self.control.should_save = not self._stop_saved  # Trainer asks once more at the end of the epoch
-            self._stop_saved = True
-        super()._maybe_log_save_evaluate(*args, **kwargs)  # type: ignore[misc]
-
-    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
-        """After a signal: what was just saved stays, and nothing else is loaded in the seconds that are left."""
-        keep = self.args.save_total_limit, self.args.load_best_model_at_end
-        if self._stop_signal:
-            self.args.save_total_limit, self.args.load_best_model_at_end = None, False
-        try:
-            return super()._finalize_training(*args, **kwargs)  # type: ignore[misc]
-        finally:
-            self.args.save_total_limit, self.args.load_best_model_at_end = keep
-
     # ---- checkpoints ----
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
@@ -119,13 +81,14 @@ class RunGuard(NonFiniteSteps):
             sealing.remove(folder)  # what an interrupted run has left there
         self.accelerator.wait_for_everyone()
         limit, self.args.save_total_limit = self.args.save_total_limit, None
-        self._postponed_push = []
+        self._postponed_push, self._saving = [], folder
         try:
             self._attempt(folder, lambda: super(RunGuard, self)._save_checkpoint(model, trial))  # type: ignore[misc]
             self._attempt(folder, lambda: self._complete(folder))
         finally:
-            self.args.save_total_limit = limit
+            self.args.save_total_limit, self._saving = limit, None
             pushes, self._postponed_push = self._postponed_push, None
+        self._saved_step = self.state.global_step
         for path in pushes:
             self._push_from_checkpoint(path)
         if self.args.should_save:
@@ -133,25 +96,50 @@ class RunGuard(NonFiniteSteps):
 
     def _complete(self, folder: Path) -> None:
         if self.args.should_save:
-            if self.mask_monitor is not None:
-                self.mask_monitor.save_state(folder)
+            monitor = getattr(self, "mask_monitor", None)
+            if monitor is not None:
+                monitor.save_state(folder)
+            if self._left_out:
+                mark_evaluation_due(folder)
             sealing.seal(folder)
 
-    def _attempt(self, folder: Path, save: Any) -> None:
-        """A part of saving. If it fails on one process, all of them stop with the reason. A collective call."""
+    def _attempt(self, folder: Path, save: Callable[[], Any]) -> None:
+        """A stage of saving. If it fails on one process, all of them stop with the reason. A collective call.
+
+        Stages lie within each other and before whatever else the processes do together: one that fails goes straight to
+        the end of a stage, and meets the others there.
+        """
         problem: Exception | None = None
         try:
             save()
-        except torch.OutOfMemoryError:
+        except (torch.OutOfMemoryError, CheckpointError):  # the latter: all know
             raise
         except (OSError, RuntimeError, SafetensorError) as error:
             problem = error
-        failed = torch.tensor([float(problem is not None)], device=self.accelerator.device)
-        if float(self.accelerator.reduce(failed, reduction="sum")) == 0:
+        if not self._largest(float(problem is not None)):
             return
         if self.args.should_save:
             sealing.remove(folder)
         raise CheckpointError(_why(folder, problem)) from problem
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Trainer's; in a checkpoint the first stage of saving. A collective call."""
+        self._stage(output_dir, lambda: super(RunGuard, self).save_model(output_dir, _internal_call))  # type: ignore[misc]
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """Trainer's, and a stage of saving. A collective call."""
+        with stages_of_fsdp(lambda save: self._stage(output_dir, save)):
+            self._stage(output_dir, lambda: super(RunGuard, self)._save_optimizer_and_scheduler(output_dir))  # type: ignore[misc]
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Trainer's, and a stage of saving. A collective call."""
+        self._stage(output_dir, lambda: super(RunGuard, self)._save_rng_state(output_dir))  # type: ignore[misc]
+
+    def _stage(self, folder: str | None, save: Callable[[], Any]) -> None:
+        if self._saving is not None and folder is not None and Path(folder) == self._saving:
+            self._attempt(self._saving, save)
+        else:
+            save()
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if self._postponed_push is not None:
@@ -165,19 +153,11 @@ class RunGuard(NonFiniteSteps):
         folder = Path(self.args.output_dir) / f"checkpoint-{step}"
         if step == 0:
             return "No step was made before it"
-        if sealing.problem_of(folder) is not None:
+        # one process looks: where disks are not shared the others see none of its files
+        is_there = self.is_world_process_zero() and sealing.problem_of(folder) is None
+        if not self._largest(float(is_there)):
             self._save_checkpoint(self.model, None)
         return f"{folder} holds the weights before it"
-
-
-class SealingCallback(TrainerCallback):
-    """Seals the checkpoints of a trainer that is not ours."""
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Write the list of files, when all processes have written theirs."""
-        PartialState().wait_for_everyone()
-        if args.should_save:
-            sealing.seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
 
 def _checked(wish: Any, folder: str) -> Any:

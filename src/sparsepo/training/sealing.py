@@ -14,7 +14,7 @@ import re
 import shutil
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +130,8 @@ def remove(folder: Path) -> None:
 def holding(output_dir: str | os.PathLike[str]) -> Iterator[None]:
     """Keep other processes from training into a folder; the operating system lets go of it when this one dies.
 
+    May be nested. A folder that was made for it, and into which nothing was written, is taken away again.
+
     Raises:
         CheckpointError: another process holds it; says which.
     """
@@ -144,6 +146,7 @@ def holding(output_dir: str | os.PathLike[str]) -> Iterator[None]:
         finally:
             _held[key] -= 1
         return
+    is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / LOCK)
     try:
@@ -160,7 +163,17 @@ def holding(output_dir: str | os.PathLike[str]) -> Iterator[None]:
     finally:
         _held.pop(key, None)
         (folder / HOLDER).unlink(missing_ok=True)
+        if is_new:
+            _remove_unused(folder)
         lock.release()
+
+
+def _remove_unused(folder: Path) -> None:
+    """Take a folder away that holds nothing but the lock; before it is released, so that nobody has taken it since."""
+    with suppress(OSError):
+        if [path.name for path in folder.iterdir()] == [LOCK]:
+            (folder / LOCK).unlink()
+            folder.rmdir()
 
 
 def refuse_held(output_dir: str | os.PathLike[str]) -> None:

@@ -23,6 +23,7 @@ from .dropout import disable_functional_dropout
 from .mask_control import MaskControl
 from .mask_setup import build_masker, fit_from_mapo
 from .metrics import MetricSums
+from .non_finite import NonFiniteSteps
 from .optimisation import MaskOptimisation
 from .parallelism import refuse_parallelism, refuse_quantisation, refuse_unsharded_run
 from .prefix import PrefixSharing
@@ -59,7 +60,15 @@ logger = logging.getLogger(__name__)
 
 
 class SparsePOTrainer(
-    RunGuard, MaskWatch, MaskCheckpoints, MaskOptimisation, MaskControl, ReferenceCaching, TokenLoss, DPOTrainer
+    RunGuard,
+    NonFiniteSteps,
+    MaskWatch,
+    MaskCheckpoints,
+    MaskOptimisation,
+    MaskControl,
+    ReferenceCaching,
+    TokenLoss,
+    DPOTrainer,
 ):
     """Preference optimisation by token: SparsePO, MaPO, TDPO, DPO, SimPO and DPOP over one training loop.
 

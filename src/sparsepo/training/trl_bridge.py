@@ -43,6 +43,7 @@ __all__ = [
     "reference_adapter",
     "release_reference",
     "release_wrapper",
+    "stages_of_fsdp",
     "unpickled_hub_push",
 ]
 
@@ -158,6 +159,23 @@ def unpickled_hub_push() -> Iterator[None]:
     import transformers.trainer as trainer_module
 
     with patch.object(trainer_module, "TRAINING_ARGS_NAME", "_training_args.bin"):
+        yield
+
+
+@contextmanager
+def stages_of_fsdp(stage: Callable[[Callable[[], Any]], None]) -> Iterator[None]:
+    """Around Trainer's saving of sharded models: ``stage`` runs the model's part before the optimiser's begins."""
+    import transformers.trainer as trainer_module
+
+    save = getattr(trainer_module, "save_fsdp_model", None)  # accelerate's
+    if save is None:
+        yield
+        return
+
+    def in_a_stage(*args: Any, **kwargs: Any) -> None:
+        stage(lambda: save(*args, **kwargs))
+
+    with patch.object(trainer_module, "save_fsdp_model", in_a_stage):
         yield
 
 

@@ -27,7 +27,49 @@ def test_the_key_is_of_the_content() -> None:
         {"messages": [{"role": "system", "content": "which?"}]},
         {"seed": 1},
     ]
-    assert len({request_key(BODY), *(request_key({**BODY, **change}) for change in changes)}) == len(changes) + 1
+    sources = [None, "http://one/v1", "http://two/v1"]
+    keys = {
+        request_key(body, source) for body in (BODY, *({**BODY, **change} for change in changes)) for source in sources
+    }
+    assert len(keys) == 3 * (len(changes) + 1)
+    # answers of earlier versions are found by this
+    assert request_key(BODY) == "3df408de5f50df31dc712995cc86fe9d17763651c9a579229f0c52dc587be324"
+
+
+def test_an_endpoint_is_known_by_its_address_or_its_name() -> None:
+    assert Endpoint("http://Localhost:8000/v1/").source == Endpoint("http://localhost:8000/v1").source
+    assert Endpoint("http://localhost:8000/v1").source != Endpoint("http://localhost:8001/v1").source
+    assert Endpoint("http://localhost:8000/V1").source != Endpoint("http://localhost:8000/v1").source
+    assert Endpoint("http://localhost:8000/v1", name="mine").source == "mine"
+
+
+def test_an_answer_without_an_endpoint_goes_to_the_first_that_asks(tmp_path: Path) -> None:
+    cache = AnswerCache(tmp_path / "c.sqlite")
+    cache.put(request_key(BODY), {"content": "A"})
+    one, two = request_key(BODY, "one"), request_key(BODY, "two")
+    assert cache.adopt({one: request_key(BODY)}, dry_run=True) == {one}
+    assert cache.known([one]) == set()
+    assert cache.adopt({one: request_key(BODY)}) == {one}
+    assert cache.get(one) == {"content": "A"}
+    assert cache.adopt({two: request_key(BODY), one: request_key(BODY)}) == set()
+    assert len(cache) == 1
+    cache.put(request_key(BODY), {"content": "B"})  # an older version wrote it meanwhile
+    assert cache.adopt({one: request_key(BODY)}) == set()
+    assert cache.get(one) == {"content": "A"}
+
+
+def test_endpoints_with_one_model_name_do_not_share_answers(tmp_path: Path) -> None:
+    cache = AnswerCache(tmp_path / "c.sqlite")
+    with (
+        judge_server(verdict=lambda text: "Preferred: A") as one,
+        judge_server(verdict=lambda text: "Preferred: B") as two,
+    ):
+        for server in (one, two, one):
+            endpoint = Endpoint(server.url)
+            ask_all({request_key(BODY, endpoint.source): BODY}, cache, Ledger(":memory:"), endpoint)
+        assert [len(server.bodies) for server in (one, two)] == [1, 1]
+        found = [cache.get(request_key(BODY, Endpoint(server.url).source)) for server in (one, two)]
+    assert [answer["content"] for answer in found if answer is not None] == ["Preferred: A", "Preferred: B"]
 
 
 def test_claims(tmp_path: Path) -> None:

@@ -111,14 +111,14 @@ PAIRS = [Comparison("p", "good", "bad"), Comparison("q", "same", "same "), Compa
 
 
 def test_both_orders_are_asked_and_identical_answers_are_not() -> None:
-    bodies, keys = requests_of(PAIRS, TEMPLATE, "m", settings_with({}))
+    bodies, keys = requests_of(PAIRS, TEMPLATE, "m", settings_with({}), "here")
     assert len(bodies) == 4
     assert keys[1] is None
     assert keys[0] is not None
     first, second = (bodies[key]["messages"][-1]["content"] for key in keys[0])
     assert first.index("good") < first.index("bad")
     assert second.index("bad") < second.index("good")
-    assert all(key == request_key(body) for key, body in bodies.items())
+    assert all(key == request_key(body, "here") for key, body in bodies.items())
 
 
 def test_settings() -> None:
@@ -131,7 +131,7 @@ def test_settings() -> None:
 
 
 def test_answers_are_read_and_missing_ones_are_told_apart() -> None:
-    _, keys = requests_of(PAIRS, TEMPLATE, "m", settings_with({}))
+    _, keys = requests_of(PAIRS, TEMPLATE, "m", settings_with({}), "here")
     cache, asked = AnswerCache(":memory:"), Asked()
     assert keys[0] is not None
     for key, letter in zip(keys[0], "AB", strict=True):
@@ -150,7 +150,7 @@ def test_answers_are_read_and_missing_ones_are_told_apart() -> None:
 
 
 def test_forecast() -> None:
-    bodies, _ = requests_of(PAIRS, TEMPLATE, "m", settings_with({"max_tokens": 100}))
+    bodies, _ = requests_of(PAIRS, TEMPLATE, "m", settings_with({"max_tokens": 100}), "here")
     found = forecast(bodies, set(list(bodies)[:1]), TEMPLATE, Prices(1.0, 2.0))
     assert [found[name] for name in ("requests", "cached", "to_ask")] == [4, 1, 3]
     assert found["about"]["tokens_out"] == 3 * TEMPLATE.answer_tokens
@@ -159,7 +159,7 @@ def test_forecast() -> None:
     assert found["about"]["tokens_in"] == pytest.approx(characters / 4, abs=3)
     assert characters < found["at_most"]["tokens_in"] < characters + 3 * 80
     assert found["at_most"]["cost"] == pytest.approx((found["at_most"]["tokens_in"] + 600) / 1e6)
-    without = forecast(requests_of(PAIRS, TEMPLATE, "m", {})[0], set(), TEMPLATE, None)
+    without = forecast(requests_of(PAIRS, TEMPLATE, "m", {}, "here")[0], set(), TEMPLATE, None)
     assert without["at_most"] is None
 
 

@@ -3,19 +3,58 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from sparsepo.data import DataError
 from sparsepo.data.mutations import Mutant, choose, mutants_of
 
+from ..sandbox import Outcome
 from .execution import Executor, Progress
 from .problems import mbpp_job, mbpp_solution, mbpp_task
 
 Row = dict[str, Any]
+TRIES = 2  # mutants that are tried for each that is wanted: some change nothing that the tests see
+Result = TypeVar("Result")
+
+
+def tried(
+    candidates: Sequence[tuple[str, Sequence[Mutant]]],
+    run: Callable[[Sequence[tuple[int, str]]], Iterable[Result]],
+) -> Iterator[tuple[Result, list[tuple[Mutant, Result]]]]:
+    """Run solutions and their mutants against the tests of their problems, all in one go.
+
+    Args:
+        candidates: of each problem its solution and mutants.
+        run: (number of a problem, program) of all → what came of each, in order.
+
+    Returns:
+        For each problem what came of its solution, and each mutant with what came of it.
+    """
+    asked = [
+        (place, code)
+        for place, (solution, mutants) in enumerate(candidates)
+        for code in (solution, *(mutant.code for mutant in mutants))
+    ]
+    results = iter(run(asked))
+    for _, mutants in candidates:
+        own = next(results)
+        yield own, [(mutant, next(results)) for mutant in mutants]
+
+
+def mutant_row(prompt: str, solution: str, mutant: Mutant) -> Row:
+    """A pair: ``span`` is the change's place in ``rejected``, ``before`` and ``after`` what it replaced, and by what."""
+    return {
+        "prompt": prompt,
+        "chosen": solution,
+        "rejected": mutant.code,
+        "span": list(mutant.span),
+        "before": mutant.before,
+        "after": mutant.after,
+    }
 
 
 @dataclass
@@ -78,39 +117,34 @@ def code_pairs(
     """
     if count < 1:
         raise DataError(f"count={count} must be at least 1.")
-    candidates: list[tuple[str, Mapping[str, Any], str, list[Mutant]]] = []
+    candidates: list[tuple[str, list[Mutant]]] = []
     jobs = []
     for where, row in rows:
         if not row.get("code"):
             raise DataError(f"{where}: no reference solution (column code).")
-        code, job = mbpp_solution(row), mbpp_job(row, where)
+        code = mbpp_solution(row)
         found = mutants_of(code)
-        # twice as many as wanted: some change nothing that the tests see
         rng = np.random.default_rng([seed, int(row["task_id"])])
-        drawn = choose(found, rng, min(2 * count, len(found)))
-        candidates.append((where, row, code, drawn))
-        jobs += [(code, job), *((mutant.code, job) for mutant in drawn)]
-    outcomes = iter(executor.run(jobs, progress=progress))
+        candidates.append((code, choose(found, rng, min(TRIES * count, len(found)))))
+        jobs.append(mbpp_job(row, where))
+
+    def run(asked: Sequence[tuple[int, str]]) -> list[Outcome]:
+        return executor.run([(code, jobs[place]) for place, code in asked], progress=progress)
+
     report, pairs = PairReport(tasks=len(candidates)), []
-    for _, row, code, drawn in candidates:
-        reference, *results = [next(outcomes) for _ in range(1 + len(drawn))]
+    for (_, row), (code, drawn), (reference, results) in zip(rows, candidates, tried(candidates, run), strict=True):
         if not reference.passed:
             report.failing_solutions.append(f"task {row['task_id']} ({reference.kind})")
             continue
-        failing = [(mutant, one) for mutant, one in zip(drawn, results, strict=True) if not one.passed]
+        failing = [(mutant, one) for mutant, one in results if not one.passed]
         report.surviving += len(drawn) - len(failing)
         report.no_pair += not failing
         for mutant, one in failing[:count]:
             report.kinds[one.kind] += 1
             pairs.append(
                 {
-                    "prompt": mbpp_task(row),
-                    "chosen": code,
-                    "rejected": mutant.code,
+                    **mutant_row(mbpp_task(row), code, mutant),
                     "task_id": row["task_id"],
-                    "span": list(mutant.span),
-                    "before": mutant.before,
-                    "after": mutant.after,
                     "failure": one.kind,
                     "tests_passed": sum(one.tests) / len(one.tests),
                 }

@@ -14,9 +14,12 @@ from sparsepo.data import DataError
 from sparsepo.data.reading import read_rows
 
 from ..sandbox import TestJob
+from ..stopping import cut_at
 
 # HumanEval's, from Chen et al. 2021: what begins where the function has ended
 _HUMANEVAL_STOP = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
+# After the prompt "task", which shows no solved problem: tests, output or prose of the model's own end a program
+TASK_STOP: tuple[str, ...] = ("\nassert ", "\nprint(", '\n"""', "\nif __name__", "\n#", "<|endoftext|>")
 _MBPP_STOP: tuple[str, ...] = ("\nclass", "\nassert", '\n"""', "\nprint", "\nif", "\n```")
 _FEW_SHOT_STOP: tuple[str, ...] = ("[DONE]",)
 _HUB = {"humaneval": ("openai/openai_humaneval", None), "mbpp": ("google-research-datasets/mbpp", "full")}
@@ -137,6 +140,12 @@ def mbpp_solution(row: Mapping[str, Any]) -> str:
     return str(row["code"]).replace("\r\n", "\n").strip() + "\n"
 
 
+def program_of(text: str, stop: Sequence[str] = TASK_STOP) -> str:
+    """The program at the beginning of a completion, up to where the model goes on with something else."""
+    cut = cut_at(text, stop)
+    return cut if len(cut) == len(text) else f"{cut}\n"
+
+
 def mbpp_rows(data: str, split: str = "all") -> list[tuple[str, Mapping[str, Any]]]:
     """Rows of a file of MBPP, each with where it stands."""
     return [(where, row) for where, row in _split(_rows("mbpp", data), data, split)]
@@ -166,7 +175,7 @@ def _mbpp_problems(rows: Sequence[Mapping[str, Any]], where: str, prompt: str, s
             tests = "\n".join(test.strip() for test in row["test_list"])
             asked, stop = f'"""\n{_text(row)}\n{tests}\n"""\n', _MBPP_STOP
         else:
-            asked, stop = mbpp_task(row), _MBPP_STOP
+            asked, stop = mbpp_task(row), TASK_STOP
         solution = mbpp_solution(row) if row.get("code") else None
         found.append(Problem(str(row["task_id"]), asked, "", stop, job, solution))
     return found

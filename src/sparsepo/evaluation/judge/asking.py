@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .budget import BudgetError, Ledger, Tokens, bound_of_prompt
-from .cache import AnswerCache
+from .cache import AnswerCache, request_key
 from .client import Client, Endpoint, JudgeError, RefusedError, TryAgainError
 
 _LONGEST_BACKOFF = 60.0
@@ -55,6 +55,7 @@ class Asked:
 
     Args:
         total: different requests.
+        adopted: of those answered before, the ones whose answers did not say which endpoint they came from.
         cached: answered before, or by another process meanwhile.
         answered: paid for now.
         failed: request → why it has no answer, after all tries.
@@ -63,6 +64,7 @@ class Asked:
     """
 
     total: int = 0
+    adopted: int = 0
     cached: int = 0
     answered: int = 0
     failed: dict[str, str] = field(default_factory=dict)
@@ -135,6 +137,8 @@ class _Asking:
         self.random = random.Random()
 
     async def run(self) -> Asked:
+        older = {key: request_key(body) for key, body in self.bodies.items()}
+        self.asked.adopted = len(self.cache.adopt(older))
         known = self.cache.known(self.bodies)
         self.asked.cached = len(known)
         self.progress(self.asked)

@@ -17,12 +17,20 @@ CREATE TABLE answers (key TEXT PRIMARY KEY, answer TEXT NOT NULL, asked REAL NOT
 CREATE TABLE claims (key TEXT PRIMARY KEY, owner TEXT NOT NULL, until REAL NOT NULL)
 """
 _VERSION = 1
+_KNOWN = "SELECT 1 FROM answers WHERE key = ?"
 Claim = Literal["answered", "mine", "elsewhere"]
 
 
-def request_key(body: Mapping[str, Any]) -> str:
-    """Hash of a request: model, messages and sampling settings. Where it is sent to is no part of it."""
-    text = json.dumps(body, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+def request_key(body: Mapping[str, Any], source: str | None = None) -> str:
+    """Hash of a request: model, messages and sampling settings, and who answers it.
+
+    Args:
+        body: what is sent.
+        source: :attr:`~.client.Endpoint.source`, since two endpoints may give one name to different models. None: the key
+            under which earlier versions kept an answer, which did not say where it came from.
+    """
+    asked = body if source is None else {"source": source, "request": body}
+    text = json.dumps(asked, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
@@ -56,15 +64,34 @@ class AnswerCache:
     def known(self, keys: Iterable[str]) -> set[str]:
         """Those of the keys that have an answer."""
         with self._database.transaction() as connection:
-            return {
-                key for key in set(keys) if connection.execute("SELECT 1 FROM answers WHERE key = ?", (key,)).fetchone()
-            }
+            return {key for key in set(keys) if connection.execute(_KNOWN, (key,)).fetchone()}
+
+    def adopt(self, older: Mapping[str, str], dry_run: bool = False) -> set[str]:
+        """Take over answers that were kept without their endpoint: each goes to the first endpoint that asks for it.
+
+        Args:
+            older: key → the key that :func:`request_key` gives without a source.
+            dry_run: change nothing.
+
+        Returns:
+            Keys of the answers taken over.
+        """
+        found = set()
+        with self._database.transaction() as connection:
+            for key, old in older.items():
+                known = connection.execute(_KNOWN, (key,)).fetchone()
+                if key == old or known or not connection.execute(_KNOWN, (old,)).fetchone():
+                    continue
+                found.add(key)
+                if not dry_run:
+                    connection.execute("UPDATE answers SET key = ? WHERE key = ?", (key, old))
+        return found
 
     def claim(self, key: str, seconds: float) -> Claim:
         """Claim a request for some seconds, or prolong one's own claim."""
         now = self._clock()
         with self._database.transaction() as connection:
-            if connection.execute("SELECT 1 FROM answers WHERE key = ?", (key,)).fetchone():
+            if connection.execute(_KNOWN, (key,)).fetchone():
                 return "answered"
             row = connection.execute("SELECT owner, until FROM claims WHERE key = ?", (key,)).fetchone()
             if row is not None and row[0] != self._owner and row[1] > now and not is_gone(row[0]):

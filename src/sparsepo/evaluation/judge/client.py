@@ -66,6 +66,8 @@ class Endpoint:
         url: of an OpenAI-compatible API, such as ``http://localhost:8000/v1``.
         timeout: seconds for a whole answer, however slowly it comes.
         key: the API key; it is sent in the header and goes nowhere else.
+        name: what its answers are kept under; None: the address. One name for a server that moves, other names for
+            servers that share an address (a local one on each of several machines).
 
     Raises:
         ValueError: the address is none, or holds a password or query; the key cannot be sent; the time-out is not above
@@ -75,6 +77,7 @@ class Endpoint:
     url: str
     timeout: float = 120.0
     key: str | None = field(default=None, repr=False)
+    name: str | None = None
 
     def __post_init__(self) -> None:
         try:
@@ -100,6 +103,11 @@ class Endpoint:
             )
 
     @property
+    def source(self) -> str:
+        """Whose answers these are, for the cache."""
+        return self.name or source_of(self.url)
+
+    @property
     def is_local(self) -> bool:
         """Whether the address is this machine's own."""
         return urlsplit(self.url).hostname in ("localhost", "127.0.0.1", "::1")
@@ -112,6 +120,12 @@ class Endpoint:
     def clean(self, text: str) -> str:
         """A text from the server without the key, which a server may echo."""
         return text.replace(self.key, "[key]") if self.key is not None and len(self.key) >= _SECRET else text
+
+
+def source_of(url: str) -> str:
+    """An address as it is told apart from others: its host in small letters, no slash at its end."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.lower()}{parts.path.rstrip('/')}"
 
 
 class Client:

@@ -76,9 +76,14 @@ def settings_with(changes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def requests_of(
-    comparisons: Sequence[Comparison], template: Template, model: str, settings: Mapping[str, Any]
+    comparisons: Sequence[Comparison], template: Template, model: str, settings: Mapping[str, Any], source: str
 ) -> tuple[dict[str, dict[str, Any]], list[tuple[str, str] | None]]:
     """The requests of all comparisons, each in both orders; identical answers need none.
+
+    Args:
+        comparisons, template: what is asked, and how.
+        model, settings: of the requests.
+        source: :attr:`~.client.Endpoint.source` of the endpoint that will be asked: a part of the keys.
 
     Returns:
         Requests by key, and the two keys of each comparison (candidate first, baseline first), None for identical answers.
@@ -92,7 +97,7 @@ def requests_of(
         pair = []
         for first, second in ((own.candidate, own.baseline), (own.baseline, own.candidate)):
             body = {"model": model, "messages": template.messages(own.prompt, first, second), **settings}
-            pair.append(request_key(body))
+            pair.append(request_key(body, source))
             bodies[pair[-1]] = body
         keys.append((pair[0], pair[1]))
     return bodies, keys

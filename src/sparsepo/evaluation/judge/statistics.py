@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sparsepo.evaluation.bootstrap import drawn_places, percentile_interval
 from sparsepo.evaluation.proportions import wilson_interval
 
 Array = NDArray[np.float64]
-_CHUNK = 2_000_000  # numbers of a block of resamples
 _RIDGE = 0.01  # of the logistic fit: a normal prior of standard deviation 10 on both coefficients
 _NEWTON = 50
 
@@ -41,11 +41,9 @@ class Clusters:
 
     def resamples(self, count: int, seed: int) -> Iterator[Array]:
         """How often each row is drawn when prompts are drawn with replacement, in blocks of (some, N)."""
-        generator = np.random.default_rng(seed)
-        block = max(1, min(count, _CHUNK // max(len(self.of_row), 1)))
-        for start in range(0, count, block):
-            size = min(block, count - start)
-            drawn = generator.integers(self.count, size=(size, self.count)) + self.count * np.arange(size)[:, None]
+        for places in drawn_places(self.count, count, np.random.default_rng(seed), len(self.of_row)):
+            size = len(places)
+            drawn = places + self.count * np.arange(size)[:, None]
             counts = np.bincount(drawn.ravel(), minlength=size * self.count).reshape(size, self.count)
             yield counts[:, self.of_row].astype(np.float64)
 
@@ -68,8 +66,8 @@ def mean_with_interval(values: Array, clusters: Clusters, resamples: int = 10_00
     found: dict[str, Any] = {"value": value, "rows": len(values), "prompts": clusters.count}
     if np.ptp(means) > 0:
         draws = [(own @ values) / own.sum(axis=1) for own in clusters.resamples(resamples, seed)]
-        low, high = np.quantile(np.concatenate(draws), (0.025, 0.975))
-        return {**found, "low": float(low), "high": float(high), "interval": "bootstrap"}
+        low, high = percentile_interval(np.concatenate(draws))
+        return {**found, "low": low, "high": high, "interval": "bootstrap"}
     if 0 <= value <= 1:
         low, high = wilson_interval(value, clusters.count)
         return {**found, "low": low, "high": high, "interval": "wilson"}
@@ -138,7 +136,7 @@ def length_controlled(
     x = np.tanh(length_differences / scale) if scale > 0 else np.zeros_like(scores)
     theta, phi = fit_logistic(x, scores, np.ones((1, len(scores))))[0]
     draws = np.concatenate([fit_logistic(x, scores, own)[:, 0] for own in clusters.resamples(resamples, seed)])
-    low, high = _sigmoid(np.quantile(draws, (0.025, 0.975)))
+    low, high = _sigmoid(np.array(percentile_interval(draws)))
     found = {"value": float(_sigmoid(np.array(theta))), "low": float(low), "high": float(high)}
     return {**found, "theta": float(theta), "phi": float(phi), "scale": scale}
 
@@ -185,5 +183,5 @@ def ratio_with_interval(
     if math.isnan(value):
         return {"value": None, "low": None, "high": None}
     draws = np.concatenate([statistic(own) for own in clusters.resamples(resamples, seed)])
-    low, high = np.nanquantile(draws, (0.025, 0.975))
-    return {"value": value, "low": float(low), "high": float(high)}
+    low, high = percentile_interval(draws, ignore_nan=True)
+    return {"value": value, "low": low, "high": high}

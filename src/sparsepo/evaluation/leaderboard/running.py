@@ -17,12 +17,16 @@ def task_manager(names: Sequence[str], include_path: str | Path | None = None) -
         include_path: folder of YAML files; a task there comes before a built-in one of the same name.
 
     Raises:
-        ValueError: a name that is no task and no group.
+        ValueError: a name that is no task and no group, or a file in the folder that cannot be read.
         ImportError: lm-eval is not installed.
     """
     manager_class = _manager_class()
     if include_path is not None:
-        local = manager_class(include_path=str(include_path), include_defaults=False)
+        try:
+            local = manager_class(include_path=str(include_path), include_defaults=False)
+        except Exception as error:  # YAML files of any content, which lm-eval reads as they come
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            raise ValueError(f"include_path {include_path}: its tasks cannot be read: {reason}") from error
         if all(_is_complete(local, name) for name in names):
             return local
     manager = manager_class(include_path=None if include_path is None else str(include_path))
@@ -32,8 +36,25 @@ def task_manager(names: Sequence[str], include_path: str | Path | None = None) -
 
         near = get_close_matches(unknown[0], manager.all_tasks, n=3)
         hint = f" Did you mean {', '.join(near)}?" if near else ""
+        hint += "" if include_path is None else _unreadable(Path(include_path))
         raise ValueError(f"tasks: lm-eval has no task or group {unknown[0]!r}.{hint}")
     return manager
+
+
+def _unreadable(folder: Path) -> str:
+    """The YAML files of a folder that lm-eval passes over, in words; "" where there are none."""
+    import yaml
+
+    found = []
+    for path in sorted(folder.rglob("*.yaml")):
+        try:
+            node = yaml.compose(path.read_text(encoding="utf-8"))  # tags such as !function need not be known
+            problem = "" if isinstance(node, yaml.MappingNode) else "no settings, one `name: value` a line"
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            problem = " ".join(str(error).split())[:150]
+        if problem:
+            found.append(f" {path}: {problem}.")
+    return f" Not read:{''.join(found)}" if found else ""
 
 
 def _manager_class() -> Any:

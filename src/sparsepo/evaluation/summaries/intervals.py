@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from ..bootstrap import percentile_interval, resampled_means
+
 DRAWS = 2000
-_ROWS = 200  # draws made at once, so that memory stays small
 
 
 def bootstrap_mean(values: Sequence[float], seed: int = 0, draws: int = DRAWS) -> dict[str, Any]:
@@ -21,9 +22,6 @@ def bootstrap_mean(values: Sequence[float], seed: int = 0, draws: int = DRAWS) -
 
     Returns:
         ``value``, ``low``, ``high`` and ``count``; the bounds are None for fewer than two values, all for none.
-
-    Source:
-        Efron and Tibshirani 1993, "An Introduction to the Bootstrap", chapter 13.
     """
     own = np.asarray(values, dtype=np.float64)
     if not len(own):
@@ -31,10 +29,5 @@ def bootstrap_mean(values: Sequence[float], seed: int = 0, draws: int = DRAWS) -
     result: dict[str, Any] = {"value": float(own.mean()), "low": None, "high": None, "count": len(own)}
     if len(own) < 2:
         return result
-    rng = np.random.default_rng(seed)
-    means: list[float] = []
-    while len(means) < draws:
-        rows = min(_ROWS, draws - len(means))
-        means += own[rng.integers(0, len(own), size=(rows, len(own)))].mean(axis=1).tolist()
-    low, high = np.quantile(means, [0.025, 0.975])
-    return {**result, "low": float(low), "high": float(high)}
+    low, high = percentile_interval(resampled_means(own, draws, np.random.default_rng(seed)))
+    return {**result, "low": low, "high": high}

@@ -148,6 +148,8 @@ def _betas(recipe: Recipe) -> list[float | None]:
 def _evaluation(recipe: Recipe, seed: int) -> dict[str, Any]:
     lengths = {name: recipe.train[name] for name in ("max_length", "max_prompt_length") if name in recipe.train}
     reward = {name: recipe.reward[name] for name in ("kind", "model", "label")}
+    if recipe.reward["kind"] == "rouge":
+        reward["scale"] = 100  # it was 1 once: runs judged so are judged again, and not mixed with others
     world = {"world": True} if recipe.task == "playground" else {}
     return {**recipe.evaluate, "seed": seed, "reward": reward, "lengths": lengths, "task": recipe.task, **world}
 

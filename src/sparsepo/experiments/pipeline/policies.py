@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from sparsepo.loading import load_model, load_tokenizer, sampling_device
+
 from .jobs import Job, Row, read_lines, write_lines
 from .task_evaluations import further_metrics, reward_of
 
@@ -97,22 +99,8 @@ def _divergences(job: Job, policy: Any, reference: Any, samples: Sequence[Any]) 
 
 
 def load_policy(name: str) -> Any:
-    """A model, or an adapter on its base, on the accelerator where there is one."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    return AutoModelForCausalLM.from_pretrained(name, dtype="auto").to(device)
-
-
-def load_tokenizer(name: str) -> Any:
-    """The tokenizer of a model, with a padding token."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(name)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
+    """A model, or an adapter on its base, where it samples."""
+    return load_model(name).to(sampling_device())
 
 
 def _prompts(job: Job, tokenizer: Any) -> tuple[list[Row], int]:

@@ -12,14 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from sparsepo.data.mutations import Mutant, choose, mutants_of
+from sparsepo.data.mutations import choose, mutants_of
 from sparsepo.data.reading import read_rows
+from sparsepo.evaluation.code.pairs import TRIES, mutant_row, tried
+from sparsepo.evaluation.code.problems import mbpp_job, mbpp_solution, mbpp_task, program_of
+from sparsepo.loading import load_tokenizer
 
 from .jobs import Job, Row, read_lines, write_lines
-
-_TRIES = 2  # mutants that are tried for each that is wanted: some change nothing
-# where a completion leaves the program that was asked for
-_STOPS = ("\nassert ", "\nprint(", '\n"""', "\nif __name__", "\n#", "<|endoftext|>")
 
 
 def prepare_problems(job: Job) -> Row:
@@ -73,8 +72,6 @@ def _problems(sources: Sequence[str], split: str | None) -> list[Row]:
 
 
 def _problem(row: Row) -> Row:
-    from sparsepo.evaluation.code.problems import mbpp_job, mbpp_solution, mbpp_task
-
     mbpp_job(row, f"problem {row.get('task_id')}")  # refuses tests that cannot be run, before anything is trained
     return {"prompt": mbpp_task(row), "reference": mbpp_solution(row), "problem": row}
 
@@ -100,46 +97,29 @@ def mutant_pairs(job: Job) -> Row:
 def _mutants(job: Job, part: str, rng: np.random.Generator, counts: Counter[str]) -> Iterator[Row]:
     own = job.settings
     problems = list(read_lines(job.inputs["data"] / f"{part}.jsonl"))
-    tries = own["per_problem"] * (_TRIES if own["check"] else 1)
-    mutants = [choose(mutants_of(problem["reference"]), rng, tries) for problem in problems]
+    tries = own["per_problem"] * (TRIES if own["check"] else 1)
+    candidates = [(problem["reference"], choose(mutants_of(problem["reference"]), rng, tries)) for problem in problems]
     if not own["check"]:
-        yield from (
-            _mutant_pair(problem, mutant) for problem, kept in zip(problems, mutants, strict=True) for mutant in kept
-        )
+        for problem, (solution, mutants) in zip(problems, candidates, strict=True):
+            yield from (mutant_row(problem["prompt"], solution, mutant) for mutant in mutants)
         return
-    asked = [
-        (problem, code)
-        for problem, candidates in zip(problems, mutants, strict=True)
-        for code in (problem["reference"], *(mutant.code for mutant in candidates))
-    ]
-    passed = iter(which_pass(job, asked))
-    for problem, candidates in zip(problems, mutants, strict=True):
+    judged = tried(candidates, lambda asked: which_pass(job, [(problems[place], code) for place, code in asked]))
+    for problem, (is_solved, results) in zip(problems, judged, strict=True):
         counts["problems"] += 1
-        is_solved = next(passed)
-        failing = [mutant for mutant in candidates if not next(passed)]
         if not is_solved:
             counts["solutions that fail"] += 1
             continue
-        counts["mutants that pass"] += len(candidates) - len(failing)
-        yield from (_mutant_pair(problem, mutant) for mutant in failing[: own["per_problem"]])
-
-
-def _mutant_pair(problem: Row, mutant: Mutant) -> Row:
-    return {
-        "prompt": problem["prompt"],
-        "chosen": problem["reference"],
-        "rejected": mutant.code,
-        "span": list(mutant.span),
-        "before": mutant.before,
-        "after": mutant.after,
-    }
+        failing = [mutant for mutant, passed in results if not passed]
+        counts["mutants that pass"] += len(results) - len(failing)
+        for mutant in failing[: own["per_problem"]]:
+            yield mutant_row(problem["prompt"], problem["reference"], mutant)
 
 
 def sampled_pairs(job: Job) -> Row:
     """Pairs of the start's own samples: one that passes its tests against one that fails them."""
     from sparsepo.evaluation.generation import sample_completions
 
-    from .policies import load_policy, load_tokenizer
+    from .policies import load_policy
 
     own = job.settings
     model, tokenizer = load_policy(job.model()), load_tokenizer(job.model())
@@ -199,22 +179,15 @@ def pass_rates(rewards: Sequence[float], samples: int) -> dict[str, float]:
     }
 
 
-def program_of(text: str) -> str:
-    """The program at the beginning of a completion, up to where the model goes on with something else."""
-    ends = [place for stop in _STOPS if (place := text.find(stop)) >= 0]
-    return text[: min(ends)] + "\n" if ends else text
-
-
 def which_pass(job: Job, asked: Sequence[tuple[Row, str]]) -> list[bool]:
     """Run programs against the tests of their problems in the sandbox; results are kept as they come."""
     from sparsepo.evaluation.code import Executor
-    from sparsepo.evaluation.code.problems import mbpp_job
     from sparsepo.evaluation.sandbox import Limits
 
     # computing decides, not wall time: on a busy machine that would label correct programs as failing
     timeout = job.settings["timeout"]
     limits = Limits(cpu_seconds=math.ceil(timeout), wall_seconds=max(30, 10 * timeout))
-    runner = Executor(job.may_execute, limits, workers=1)
+    runner = Executor(job.may_execute, limits, workers=job.settings["workers"])
     # what does not parse cannot pass: most samples of a small model end here
     tried = [place for place, (_, program) in enumerate(asked) if _parses(program)]
     jobs = [(asked[place][1], mbpp_job(asked[place][0]["problem"], "problem")) for place in tried]

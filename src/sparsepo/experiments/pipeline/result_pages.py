@@ -9,7 +9,7 @@ from typing import Any
 from sparsepo.inspection.document import COLOURS, Document, figure_style
 
 from .recipe import SFT, as_text
-from .result_tables import Group, groups_of, parts
+from .result_tables import Group, drawn_at, groups_of, parts
 
 MARKERS = "osD^vP*X"
 
@@ -29,7 +29,7 @@ def write_report(results: Mapping[str, Any], folder: Path) -> Path:
             "A point is a method at one β, joined in the order of β: means over seeds with 95 % intervals (Student's t), "
             "dots the single runs. Higher at the same KL is better."
         )
-        _figures(document, groups)
+        _figures(document, groups, drawn_at(results["recipe"]["evaluate"]))
     for part in parts(results):
         document.heading(part.title)
         for note in part.notes:
@@ -46,10 +46,10 @@ def write_report(results: Mapping[str, Any], folder: Path) -> Path:
     return document.write(folder / "report.html")
 
 
-def _figures(document: Document, groups: Sequence[Group]) -> None:
+def _figures(document: Document, groups: Sequence[Group], drawn: str) -> None:
     with figure_style() as pyplot:
         figure, axes = pyplot.subplots(figsize=(6.4, 4.2))
-        draw_frontier(axes, groups)
+        draw_frontier(axes, groups, drawn)
         document.figure(figure, "frontier", "Sampled reward against sequence KL of the policy from its reference.")
         for metric, label, caption in (
             ("reward_accuracy", "held-out reward accuracy", "Reward accuracy on held-out pairs by β."),
@@ -63,8 +63,11 @@ def _figures(document: Document, groups: Sequence[Group]) -> None:
             document.figure(figure, "masked_kl", "KL(ref‖π) on chosen responses: all tokens, and weighed by m_d.")
 
 
-def draw_frontier(axes: Any, groups: Sequence[Group]) -> None:
-    """Reward over KL: a line a method through its β, intervals over seeds in both directions, the start as a level."""
+def draw_frontier(axes: Any, groups: Sequence[Group], drawn: str = "") -> None:
+    """Reward over KL: a line a method through its β, intervals over seeds in both directions, the start as a level.
+
+    ``drawn`` says how samples were drawn (:func:`drawn_at`): both axes are of such samples.
+    """
     start = next((group.estimate("reward") for group in groups if group.method == SFT), None)
     if start is not None:
         axes.axhline(start.mean, color="#7f7f7f", linewidth=1, linestyle="--", label=SFT)
@@ -94,8 +97,8 @@ def draw_frontier(axes: Any, groups: Sequence[Group]) -> None:
         for g, kl, reward in known:
             axes.annotate(f"{g.beta:g}", (kl.mean, reward.mean), xytext=(4, 4), textcoords="offset points", fontsize=7)
     axes.set_xlim(left=0.0)  # an interval may reach below, a KL does not
-    axes.set_xlabel("sequence KL(π‖ref), exact, nats")
-    axes.set_ylabel("sampled reward")
+    axes.set_xlabel("sequence KL(π‖ref), exact, nats" + (f", of samples at {drawn}" if drawn else ""))
+    axes.set_ylabel("sampled reward" + (f" ({drawn})" if drawn else ""))
     axes.legend(fontsize=8)
 
 

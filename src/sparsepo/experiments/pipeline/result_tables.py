@@ -43,9 +43,11 @@ MASKS = {
     "mask_auc_content": "AUC m_u, content words",
     "kl_mask_auc": "AUC m_d",
     "log_ratio_auc": "AUC of the log-ratio",
+    "entropy_auc": "AUC of the start's entropy",
 }
 _KNOWN = {*PREFERENCE, *SAMPLES, *MASKS}
-_LEFT_OUT = {"kl_mask_mean", "effective_beta", "yardstick_share", "kl_mask_auc_content", "log_ratio_auc_content"}
+_LEFT_OUT = {"kl_mask_mean", "effective_beta", "yardstick_share"}
+_LEFT_OUT |= {"kl_mask_auc_content", "log_ratio_auc_content", "entropy_auc_content"}
 YARDSTICKS = {
     "words": "first tokens of sentiment words of the lists",
     "changes": "the first token of what differs between a program and its mutant",
@@ -150,10 +152,15 @@ def samples_notes(results: Mapping[str, Any]) -> list[str]:
         "KL: nats a response, exact over the vocabulary at every token of the policy's own samples; beside it the same by "
         "Monte Carlo, and masked, each token weighed by m_d.",
     ]
-    if own["temperature"] != 1 or own["top_p"] != 1:
-        drawn = f"temperature {own['temperature']:g}, top_p {own['top_p']:g}"
+    if drawn := drawn_at(own):
         notes.append(f"Samples are drawn at {drawn}: the KL on them is not that of the policy's own distribution.")
     return notes
+
+
+def drawn_at(evaluate: Mapping[str, Any]) -> str:
+    """How samples are drawn, where that is not from the policy's own distribution; else ""."""
+    own = {"temperature": evaluate["temperature"], "top_p": evaluate["top_p"]}
+    return ", ".join(f"{name} {value:g}" for name, value in own.items() if value != 1)
 
 
 def tables(results: Mapping[str, Any]) -> str:

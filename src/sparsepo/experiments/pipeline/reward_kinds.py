@@ -9,7 +9,7 @@ REWARD_KINDS = {
     "classifier": "probability of a class by a classifier",
     "regression": "reward model",
     "playground": "known words of the world",
-    "rouge": "ROUGE-L F1 against the best-scored response",
+    "rouge": "ROUGE-L (F1, 0 to 100) against the best-scored response",
     "tests": "share of programs that pass their tests",
 }
 REWARD_SOURCES = ("labelled", "scored", "pairs")  # what a "trained" one is trained on

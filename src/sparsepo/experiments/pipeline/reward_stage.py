@@ -21,8 +21,7 @@ def train_reward(job: Job) -> Row:
     from sparsepo.evaluation.ranking import roc_auc
     from sparsepo.evaluation.reward_classifiers import SETTINGS_FILE
     from sparsepo.evaluation.reward_model import predict_rewards, train_reward_model
-
-    from .policies import load_tokenizer
+    from sparsepo.loading import load_tokenizer
 
     own = job.settings
     tokenizer = load_tokenizer(job.model())

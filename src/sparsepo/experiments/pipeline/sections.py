@@ -109,6 +109,10 @@ _FROM_ROWS: Section = {
     "train_pairs": _LIMIT,
     "held_out_pairs": _LIMIT,
 }
+_RUNNING: Section = {  # of programs
+    "timeout": Setting(float, 3.0, above=0.0),  # CPU seconds of a program's tests, rounded up
+    "workers": Setting(int, 1, least=1),  # sandboxes at a time, in each process of --jobs; changes no result
+}
 _SAMPLES: Section = {
     "samples": Setting(int, 8, least=2),
     "temperature": Setting(float, 1.0, least=0.0),
@@ -118,7 +122,7 @@ _FROM_PROGRAMS: Section = {
     "source": Setting(str, "mutants", choices=("mutants", "sampled")),
     "per_problem": Setting(int, 4, least=1),
     "check": Setting(bool, True),  # run the tests: the solution must pass, its mutant fail
-    "timeout": Setting(float, 3.0, above=0.0),  # CPU seconds of a program's tests, rounded up
+    **_RUNNING,
     "seed": _SEED,
     "train_pairs": _LIMIT,
     "held_out_pairs": _LIMIT,
@@ -152,7 +156,7 @@ EVALUATE: Section = {
     "top_p": Setting(float, 1.0, above=0.0, most=1.0),
     "batch_size": Setting(int, 64, least=1),
     "yardstick": Setting(str, optional=True, choices=YARDSTICKS),
-    "timeout": Setting(float, 3.0, above=0.0),  # CPU seconds of a program's tests, rounded up
+    **_RUNNING,
 }
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from sparsepo.experiments.tasks import key_of
 
 GROUPS = ("data", "sft", "pairs", "reward", "train", "evaluate")  # in the order of the work
+WITHOUT_EFFECT = ("workers",)  # settings that decide how fast a stage is, and nothing of what comes out
 RUN_GROUPS = ("train", "evaluate")  # one a method, β and seed
 
 
@@ -110,7 +111,7 @@ def identity(stage: Stage, keys: Mapping[str, str]) -> dict[str, Any]:
     """Everything that a stage's output depends on. Where files lie is no part of it, what they hold is."""
     return {
         "action": stage.action,
-        "settings": stage.settings,
+        "settings": {name: value for name, value in stage.settings.items() if name not in WITHOUT_EFFECT},
         "sources": {role: [digest_of(item) for item in own] for role, own in stage.sources.items()},
         "needs": {role: keys[name] for role, name in stage.needs.items()},
     }

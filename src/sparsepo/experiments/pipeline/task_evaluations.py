@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 from .jobs import MODEL, Job, Row
 
@@ -34,21 +35,20 @@ def further_metrics(job: Job, rows: Sequence[Row], texts: Sequence[str], rewards
 
 
 def rouge_l(rows: Sequence[Row], texts: Sequence[str]) -> list[float]:
-    """ROUGE-L F1 of each text against its row's reference."""
-    return _rouge(rows, texts, ("rougeL",))["rougeL"]
+    """ROUGE-L (F1, 0 to 100) of each text against its row's reference."""
+    return [_rouge(text, row["reference"])["rougeL"] for row, text in zip(rows, texts, strict=True)]
 
 
-def _rouge(rows: Sequence[Row], texts: Sequence[str], kinds: Sequence[str]) -> dict[str, list[float]]:
-    from rouge_score.rouge_scorer import RougeScorer
+@lru_cache(maxsize=1 << 16)  # the reward and the further metrics ask for the same samples
+def _rouge(text: str, reference: str) -> dict[str, float]:
+    from sparsepo.evaluation.summaries.overlap import rouge
 
-    scorer = RougeScorer(list(kinds), use_stemmer=True)
-    scored = [scorer.score(row["reference"], text) for row, text in zip(rows, texts, strict=True)]
-    return {kind: [float(one[kind].fmeasure) for one in scored] for kind in kinds}
+    return rouge(text, [reference])
 
 
 def _summary_metrics(rows: Sequence[Row], texts: Sequence[str]) -> dict[str, float]:
-    found = _rouge(rows, texts, ("rouge1", "rouge2", "rougeL"))
-    return {kind: sum(values) / len(values) for kind, values in found.items()}
+    found = [_rouge(text, row["reference"]) for row, text in zip(rows, texts, strict=True)]
+    return {kind: sum(own[kind] for own in found) / len(found) for kind in found[0]}
 
 
 def _named(job: Job) -> Scorer:

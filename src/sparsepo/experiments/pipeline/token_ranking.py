@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
+from sparsepo.evaluation.controls import entropy, reference_log_probs
 from sparsepo.evaluation.edited_spans import EditedPair, edited_marks
-from sparsepo.evaluation.token_table import Description, TokenTable, token_columns
+from sparsepo.evaluation.token_table import Batch, Description, TokenTable, token_columns
 from sparsepo.evaluation.word_lists import read_sentiment_words, word_marks
 from sparsepo.experiments.judging import rank
 from sparsepo.experiments.trainers import build_trainer
@@ -24,19 +26,24 @@ YARDSTICKS = {
     "changes": "tokens that differ between the program and its mutant",
     "playground": "preference words of the world",
 }
-SCORES = {"reward_mask": "mask_auc", "kl_mask": "kl_mask_auc", "log_ratio": "log_ratio_auc"}
+SCORES = {
+    "reward_mask": "mask_auc",
+    "kl_mask": "kl_mask_auc",
+    "log_ratio": "log_ratio_auc",
+    "entropy": "entropy_auc",  # the control: what finds the tokens without having learned from a pair
+}
 
 
 def rank_tokens(job: Job, policy: Any, reference: Any, tokenizer: Any) -> dict[str, float]:
-    """AUC of masks and |log-ratio| for the yardstick's tokens, over all response tokens and, for words, content words.
+    """AUC of masks, |log-ratio| and the reference's entropy for the yardstick's tokens, among all and among content words.
 
     Args:
         job: an evaluation whose ``train`` input is there.
         policy, reference, tokenizer: the run's.
 
     Returns:
-        ``mask_auc``, ``kl_mask_auc``, ``log_ratio_auc``, each as far as it is there, also with ``_content``; and
-        ``yardstick_share``, the share of tokens that are the yardstick's. Nothing where no held-out token is one.
+        The columns of ``SCORES``, each as far as it is there, also with ``_content`` where the yardstick knows content
+        words; and ``yardstick_share``, the share of tokens that are the yardstick's. Nothing where no token is one.
     """
     with tempfile.TemporaryDirectory() as folder:
         trainer = _scoring_trainer(job, policy, reference, tokenizer, folder)
@@ -86,6 +93,10 @@ def _scoring_trainer(job: Job, policy: Any, reference: Any, tokenizer: Any, fold
 
 def _table(job: Job, scored: Any, reference: Any, tokenizer: Any) -> TokenTable:
     yardstick = job.settings["yardstick"]
+
+    def controls(batch: Batch) -> dict[str, Tensor]:
+        return {"entropy": entropy(reference_log_probs(reference, batch))}
+
     if yardstick == "playground":
         from sparsepo.playground.world import World
         from sparsepo.playground.yardstick import token_table
@@ -94,12 +105,12 @@ def _table(job: Job, scored: Any, reference: Any, tokenizer: Any) -> TokenTable:
         return TokenTable(table.chosen, table.positive, table.scores, {"content": table.open_class})
     if yardstick == "words":
         lists = {role: job.stage.sources[role][0] for role in ("vader", "opinion") if role in job.stage.sources}
-        columns = token_columns(scored, word_marks(tokenizer, read_sentiment_words(**lists)))
+        columns = token_columns(scored, word_marks(tokenizer, read_sentiment_words(**lists)), controls)
         positive, content = columns.pop("sentiment"), columns.pop("content")
         for name in ("word", "positive_word", "negative_word"):
             del columns[name]
         return TokenTable(columns.pop("chosen"), positive, columns, {"content": content})
-    columns = token_columns(scored, _changes(job, tokenizer))
+    columns = token_columns(scored, _changes(job, tokenizer), controls)
     return TokenTable(columns.pop("chosen"), columns.pop("edited"), columns)
 
 

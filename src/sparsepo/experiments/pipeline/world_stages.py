@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from sparsepo.loading import load_model, load_tokenizer
+
 from .jobs import MODEL, Job, Row, write_lines
 
 
@@ -29,14 +31,11 @@ def world_sft(job: Job) -> Row:
 
 def world_pairs(job: Job) -> Row:
     """Pairs of the model's own samples, judged by the known words; the held-out ones from other prompts."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     from sparsepo.playground.pairs import make_pairs
     from sparsepo.playground.world import World
 
     own = job.settings
-    model = AutoModelForCausalLM.from_pretrained(job.model())
-    tokenizer = AutoTokenizer.from_pretrained(job.model())
+    model, tokenizer = load_model(job.model()), load_tokenizer(job.model())
     found: dict[str, Any] = {}
     for part, stream, count in (
         ("train", "pairs", own["prompts"]),
