@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -156,10 +155,3 @@ def test_a_step_on_a_long_row_is_the_same_by_either_scorer(tmp_path: Path) -> No
     assert loss == pytest.approx(expected, rel=1e-5)
     for name, value in dense.items():
         torch.testing.assert_close(fused[name], value, rtol=1e-4, atol=1e-6, msg=lambda text, n=name: f"{n}: {text}")
-
-
-@pytest.mark.long
-def test_a_step_on_a_row_of_100_000_tokens(tmp_path: Path) -> None:
-    weights, loss = step_on(tmp_path, LONG, "fused")
-    assert math.isfinite(loss)
-    assert all(bool(torch.isfinite(value).all()) for value in weights.values())
