@@ -111,6 +111,8 @@ def test_doctor_fails_where_something_needed_is_wrong(sparsepo: Call, versions: 
     assert result.status == 1
     assert "sparsepo needs trl==1.16.0 and found 1.15.0: pip install 'trl==1.16.0'" in result.out
     assert "found none: pip install 'peft" in result.out
+    assert "2 problem(s)" in result.out
+    assert "Everything needed is there" not in result.out
 
 
 def test_optional_libraries_do_not_fail_it(sparsepo: Call, versions: Callable[..., None]) -> None:
@@ -120,6 +122,26 @@ def test_optional_libraries_do_not_fail_it(sparsepo: Call, versions: Callable[..
     optional = json.loads(result.out)["optional"]
     assert optional["triton"]["mend"] == "pip install 'sparsepo[kernels]'"
     assert "QLoRA" in optional["bitsandbytes"]["disables"]
+
+
+def test_a_reader_sees_what_is_missing_apart_from_what_is_there(
+    versions: Callable[..., None], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    versions(triton=None, tensorboard="9.9.9")
+    cpu = {"device": "cpu", "name": "2 processors"}
+    report = doctor.Report(devices=[cpu], disk={"HF_HOME": "here", "free_gib": 1})
+    doctor._look_at_versions(report)
+    doctor._look_at_optional(report)
+    doctor._print(report)
+    shown = capsys.readouterr().out
+    assert "Optional, not installed: triton; without it no rows of logits by Triton kernels" in shown
+    assert "pip install 'sparsepo[kernels]'\n" in shown
+    there = shown.split("Optional, installed: ")[1]
+    assert "tensorboard 9.9.9" in there.splitlines()[0]
+    assert "not installed: tensorboard" not in shown
+    assert "torch is a build without CUDA" in there
+    assert "Everything needed is there. To try it: `sparsepo demo --fast`" in there
 
 
 def test_a_library_that_does_not_import_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,6 +37,7 @@ class Report:
 
     versions: dict[str, dict[str, Any]] = field(default_factory=dict)
     optional: dict[str, dict[str, Any]] = field(default_factory=dict)
+    cuda: str | None = None  # the version that torch is built for
     devices: list[dict[str, Any]] = field(default_factory=list)
     kernels: dict[str, Any] = field(default_factory=dict)
     disk: dict[str, Any] = field(default_factory=dict)
@@ -115,7 +116,7 @@ def _look_at_devices(report: Report) -> None:
     except Exception as error:  # a broken build raises anything; the other findings are still worth having
         report.problems.append(f"torch cannot be imported ({_one_line(error)}): install it anew, `pip install torch`.")
         return
-    report.versions["CUDA"] = {"found": torch.version.cuda, "wanted": "", "ok": True}
+    report.cuda = torch.version.cuda
     for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         free, total = torch.cuda.mem_get_info(number)
         properties = torch.cuda.get_device_properties(number)
@@ -189,22 +190,35 @@ def _print(report: Report) -> None:
 
     console = Console()
     rows = [
-        [name, entry["found"] or "–", entry["wanted"], "" if entry["ok"] else "wrong"]
+        [
+            name,
+            entry["found"] or "none",
+            entry["wanted"] or ("" if name == "sparsepo" else "any"),
+            "yes" if entry["ok"] else "NO",
+        ]
         for name, entry in report.versions.items()
     ]
-    console.print(text_table("Needed", ("library", "found", "range", ""), rows))
-    rows = [[n, e["found"] or "–", e.get("disables", ""), e.get("mend", "")] for n, e in report.optional.items()]
-    console.print(text_table("Optional", ("library", "found", "does not work without it", "to install"), rows))
+    console.print(text_table("Needed", ("library", "found", "accepted", "in range"), rows))
+    there = [f"{name} {entry['found']}" for name, entry in report.optional.items() if entry["found"]]
+    say(console, f"Optional, installed: {', '.join(there) or 'none'}")
+    for name, entry in report.optional.items():  # lines, not a table: its cells would break the commands
+        if not entry["found"]:
+            say(console, f"Optional, not installed: {name}; without it no {entry['disables']}: {entry['mend']}")
+    if report.devices:  # torch could be asked
+        say(console, f"torch is {'a build without CUDA' if report.cuda is None else f'built for CUDA {report.cuda}'}")
     for device in report.devices:
         memory = f", {device['memory_gib']} GiB, {device['free_gib']} free" if "memory_gib" in device else ""
         half = "" if device.get("bf16", True) else ", no bfloat16"
         say(console, f"{device['device']}: {device['name']}{memory}{half}")
     if report.kernels:
-        why = f"not on {report.kernels['device']}: {report.kernels['reason']}"
+        why = f"not used on {report.kernels['device']}, torch does the same: {report.kernels['reason']}"
         say(console, f"Triton kernels: {'used' if report.kernels['usable'] else why}")
     say(console, f"Hub cache: {report.disk['HF_HOME']}, {report.disk['free_gib']} GiB free")
     for remark in report.remarks:
         say(console, f"Note: {remark}")
     for problem in report.problems:
         say(console, f"Problem: {problem}")
-    say(console, "Something needed is wrong." if report.problems else "Everything needed is there.")
+    if report.problems:
+        say(console, f"{len(report.problems)} problem(s): what is named above must be mended before a run.")
+    else:
+        say(console, "Everything needed is there. To try it: `sparsepo demo --fast`")
