@@ -221,6 +221,15 @@ def test_rows_no_longer_than_the_model(sparsepo: Call, tmp_path: Path, model_fol
         (("--model_name_or_path={model}", "--dataset_name={pairs}", "--output_dir={model}"), "training starts from"),
         (("--model_name_or_path={model}", "--dataset_name={pairs}", "--resume_from_checkpoint=last"), "no checkpoint"),
         (("--model_name_or_path={model}", "--dataset_name={pairs}", "--objective=dpo", "--mask=learned"), "no effect"),
+        # settings are refused before the data are looked for: those may be large, or far away
+        (
+            ("--model_name_or_path={model}", "--dataset_name=nowhere.jsonl", "--padding_free"),
+            "padding_free=True is not",
+        ),
+        (
+            ("--model_name_or_path={model}", "--dataset_name=nowhere.jsonl", "--objective=dpo", "--mask_gate=topk"),
+            "mask_gate='topk' has no effect",
+        ),
         (("--model_name_or_path={model}", "--dataset_name={pairs}", "--num_processes=2"), "without accelerate_config"),
         (
             ("--model_name_or_path={model}", "--dataset_name={pairs}", "--load_in_4bit", "--use_peft"),

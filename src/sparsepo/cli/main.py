@@ -14,7 +14,7 @@ from .base import INTERRUPTED, RUN_ERROR, USAGE_ERROR, CliError, CommandParser, 
 
 # name → what `sparsepo --help` says. Each is a module of this folder with `add_parser(subparsers)`.
 COMMANDS = {
-    "demo": "a small offline run from nothing to a trained model, about five minutes",
+    "demo": "a small offline run from nothing to a trained model, in a few minutes",
     "train": "train on preference pairs: SparsePO, MaPO, TDPO, DPO, SimPO, DPOP",
     "sft": "supervised fine-tuning, or a small model and its tokenizer from your own texts",
     "evaluate": "all training metrics of a saved model on held-out pairs",

@@ -86,6 +86,9 @@ def _recipe_environment(arguments: list[str]) -> None:
 def _train(settings: TrainSettings, arguments: list[str]) -> None:
     from rich.console import Console
 
+    from sparsepo.training.refusals import refuse_settings
+    from sparsepo.training.settings import resolve_settings
+
     from .content_flags import content_filter_of
     from .models import check_model_name, check_quantisation
     from .progress import quiet_settings
@@ -96,6 +99,8 @@ def _train(settings: TrainSettings, arguments: list[str]) -> None:
     own, config = settings.own, settings.config
     content_filter_of(own)  # a file of words that is missing is found before anything is loaded
     quiet_settings(config, settings.given)
+    refuse_settings(config)  # the trainer does so too, but only once models and data have been read
+    resolve_settings(config)
     name = check_model_name(settings.model.model_name_or_path, "model_name_or_path")
     check_quantisation(settings.model)
     if own.ref_model_name_or_path is not None:
