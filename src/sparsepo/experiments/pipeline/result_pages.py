@@ -12,6 +12,7 @@ from .recipe import SFT, as_text
 from .result_tables import Group, drawn_at, groups_of, parts
 
 MARKERS = "osD^vP*X"
+WIDE = 20.0  # KLs that lie farther apart than this are drawn on a logarithmic axis
 
 
 def write_report(results: Mapping[str, Any], folder: Path) -> Path:
@@ -27,7 +28,7 @@ def write_report(results: Mapping[str, Any], folder: Path) -> Path:
         document.heading("Reward against KL")
         document.text(
             "A point is a method at one β, joined in the order of β: means over seeds with 95 % intervals (Student's t), "
-            "dots the single runs. Higher at the same KL is better."
+            "dots the single runs; where an interval reaches beyond all runs it is cut. Higher at the same KL is better."
         )
         _figures(document, groups, drawn_at(results["recipe"]["evaluate"]))
     for part in parts(results):
@@ -96,10 +97,28 @@ def draw_frontier(axes: Any, groups: Sequence[Group], drawn: str = "") -> None:
         )
         for g, kl, reward in known:
             axes.annotate(f"{g.beta:g}", (kl.mean, reward.mean), xytext=(4, 4), textcoords="offset points", fontsize=7)
-    axes.set_xlim(left=0.0)  # an interval may reach below, a KL does not
+    _fit_to_runs(axes, groups)
     axes.set_xlabel("sequence KL(π‖ref), exact, nats" + (f", of samples at {drawn}" if drawn else ""))
     axes.set_ylabel("sampled reward" + (f" ({drawn})" if drawn else ""))
     axes.legend(fontsize=8)
+
+
+def _fit_to_runs(axes: Any, groups: Sequence[Group]) -> None:
+    """Axes that show every run, with KL as a logarithm where runs lie far apart; intervals of few seeds may be cut."""
+    runs = [run["metrics"] for group in groups for run in group.runs]
+    found = [m for m in runs if m.get("sequence_kl") is not None and m.get("reward") is not None]
+    kls = [m["sequence_kl"] for m in found if m["sequence_kl"] > 0]
+    if not kls:
+        return
+    if max(kls) > WIDE * min(kls):
+        axes.set_xscale("log")
+        axes.set_xlim(min(kls) / 1.4, max(kls) * 1.4)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    else:
+        axes.set_xlim(0.0, max(kls) * 1.08)  # an interval may reach below zero, a KL does not
+    rewards = [m["reward"] for m in found]
+    room = 0.12 * (max(rewards) - min(rewards)) or 0.1
+    axes.set_ylim(min(rewards) - room, max(rewards) + room)
 
 
 def draw_by_beta(axes: Any, groups: Sequence[Group], metric: str, label: str) -> bool:
