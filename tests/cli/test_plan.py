@@ -60,9 +60,13 @@ def test_a_recipe_is_read_and_flags_override_it(sparsepo: Call, model_folder: Pa
               "epochs": 2.0, "precision": "bf16", "checkpointing": False, "precompute_ref": True, "mask": "none",
               "pairs": 100, "optimizer": "adamw"}  # fmt: skip
     assert {name: found[name] for name in wanted} == wanted
-    recipe.write_text(f"model_name_or_path: {model_folder}\ndataset_name: x.jsonl\noutput_dir: out\nmax_length: 48\n")
+    recipe.write_text(
+        f"model_name_or_path: {model_folder}\ndataset_name: x.jsonl\noutput_dir: out\nmax_length: 48\n"
+        "accelerate_config: ddp\nnum_processes: 2\n"
+    )
     defaults = planned(sparsepo, "--config", recipe)["settings"]
     assert (defaults["precision"], defaults["mask"], defaults["checkpointing"]) == ("mixed", "learned", True)
+    assert (defaults["sharding"], defaults["devices"]) == ("ddp", 2)
 
 
 def test_what_does_not_fit_ends_with_status_1_and_says_what_to_change(sparsepo: Call) -> None:

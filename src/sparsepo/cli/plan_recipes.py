@@ -8,8 +8,8 @@ from .base import CliError
 
 _OPTIMIZERS = {"adamw_torch": "adamw", "adamw_torch_fused": "adamw", "adamw_bnb_8bit": "adamw_8bit",
                "adamw_8bit": "adamw_8bit", "sgd": "sgd"}  # fmt: skip
-_SHARDINGS = {"single_gpu": "none", "multi_gpu": "ddp", "fsdp1": "fsdp2", "fsdp2": "fsdp2", "zero2": "zero2",
-              "zero3": "zero3"}  # fmt: skip
+_SHARDINGS = {"single_gpu": "none", "ddp": "ddp", "multi_gpu": "ddp", "fsdp1": "fsdp2", "fsdp2": "fsdp2",
+              "zero2": "zero2", "zero3": "zero3"}  # fmt: skip
 
 
 def settings_of_recipe(path: str) -> dict[str, Any]:
