@@ -161,8 +161,8 @@ def test_a_skipped_step_stays_out_of_logs_and_monitor(tmp_path: Path, rows: Data
     entries = [entry for entry in logged(trainer) if "learning_rate" in entry]
     for entry in entries:
         assert all(math.isfinite(value) for value in entry.values() if isinstance(value, float)), entry
-    assert trainer.mask_monitor is not None
-    assert "non_finite" not in {event["name"] for event in trainer.mask_monitor.health.history}
+    assert trainer.mask_monitor is not None  # a mask that is not finite is what it is there to tell
+    assert {event["name"] for event in trainer.mask_monitor.health.history} >= {"non_finite"}
     if every == 1:
         skipped = entries[2]
         assert {"loss", "grad_norm", "mask/grad_norm", "rewards/margins", "mask/reward/mean"}.isdisjoint(skipped)

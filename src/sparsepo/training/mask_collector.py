@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from sparsepo.masks.moments import TokenGroups
+from sparsepo.masks.moments import SCALARS, TokenGroups
 from sparsepo.objectives import PairScores, TokenScores
 
 _ENOUGH = 1 << 16  # tokens kept before they are added up: small batches share the cost of many small operations
@@ -50,6 +50,12 @@ class MaskCollector:
         other = copy.copy(self)  # its tensors are never changed in place
         other._waiting = list(self._waiting)
         return other
+
+    def broken(self) -> float:
+        """Weight of the response tokens whose mask is not finite; waits for the device."""
+        own = self.copy()
+        own._add_up()
+        return 0.0 if own._sums is None else float(own._sums[:, SCALARS.index("non_finite")].sum())
 
     @torch.no_grad()
     def add(self, scores: PairScores, weight: Tensor, sequence_position: Tensor, is_first: bool) -> None:

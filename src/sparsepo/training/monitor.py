@@ -88,8 +88,9 @@ class MaskMonitor(TrainerCallback):
         return self._collector.copy()
 
     def collect_from(self, collected: MaskCollector) -> None:
-        """Forget what was added since :meth:`collected`."""
-        self._collector = collected
+        """Forget what was added since :meth:`collected`, unless masks were what was not finite: that is to be told."""
+        if self._collector.broken() <= collected.broken():
+            self._collector = collected
 
     @property
     def masks(self) -> tuple[str, ...]:

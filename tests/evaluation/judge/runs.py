@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ BODIES = [{"model": "m", "messages": [{"role": "user", "content": str(i)}], "max
 
 def ask(url: str, folder: str, results: Any) -> None:
     """Ask twelve questions, three at once; the result is how many were answered and how many known."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are started without it
     cache, ledger = AnswerCache(f"{folder}/cache"), Ledger(f"{folder}/ledger")
     bodies = {request_key(body): body for body in BODIES}
     asked = ask_all(bodies, cache, ledger, Endpoint(url), Manners(parallel=3))
