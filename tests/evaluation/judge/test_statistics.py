@@ -64,7 +64,9 @@ def test_where_nothing_varies_the_interval_is_wilsons() -> None:
     assert found["interval"] == "wilson"
     assert found["high"] == 1.0
     assert found["low"] == pytest.approx(20 / (20 + 1.96**2), rel=1e-6)
-    assert mean_with_interval(np.full(3, 7.0), clusters_of(3))["interval"] is None
+    for difference in (7.0, 0.0, -0.5):  # of rewards: no share, even where it lies in [0, 1]
+        found = mean_with_interval(np.full(3, difference), clusters_of(3), shares=False)
+        assert (found["value"], found["low"], found["interval"]) == (difference, None, None)
 
 
 def test_the_bootstrap_is_seeded() -> None:

@@ -126,4 +126,4 @@ def _margin(judged: Sequence[Verdict], clusters: Clusters, resamples: int, seed:
     """Mean difference of the rewards; None for language models."""
     if any(own.margin is None for own in judged):
         return None
-    return mean_with_interval(np.array([own.margin for own in judged]), clusters, resamples, seed)
+    return mean_with_interval(np.array([own.margin for own in judged]), clusters, resamples, seed, shares=False)

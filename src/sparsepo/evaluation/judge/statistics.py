@@ -48,16 +48,19 @@ class Clusters:
             yield counts[:, self.of_row].astype(np.float64)
 
 
-def mean_with_interval(values: Array, clusters: Clusters, resamples: int = 10_000, seed: int = 0) -> dict[str, Any]:
+def mean_with_interval(
+    values: Array, clusters: Clusters, resamples: int = 10_000, seed: int = 0, *, shares: bool = True
+) -> dict[str, Any]:
     """Mean over rows with a 95 % interval by the percentile bootstrap over prompts.
 
-    Where all prompts have the same mean the bootstrap sees no spread; values within [0, 1] then get Wilson's interval over
-    prompts, and others none.
+    Where all prompts have the same mean the bootstrap sees no spread; shares then get Wilson's interval over prompts, and
+    other values none.
 
     Args:
         values: (N,).
         clusters: prompts of the rows.
         resamples, seed: of the bootstrap.
+        shares: the values are shares within [0, 1], not differences or counts that happen to lie there.
 
     Returns:
         ``value``, ``low``, ``high``, ``interval`` (``bootstrap`` or ``wilson``; None: none), ``rows``, ``prompts``.
@@ -68,7 +71,7 @@ def mean_with_interval(values: Array, clusters: Clusters, resamples: int = 10_00
         draws = [(own @ values) / own.sum(axis=1) for own in clusters.resamples(resamples, seed)]
         low, high = percentile_interval(np.concatenate(draws))
         return {**found, "low": low, "high": high, "interval": "bootstrap"}
-    if 0 <= value <= 1:
+    if shares:
         low, high = wilson_interval(value, clusters.count)
         return {**found, "low": low, "high": high, "interval": "wilson"}
     return {**found, "low": None, "high": None, "interval": None}
