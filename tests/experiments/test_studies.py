@@ -177,6 +177,9 @@ def test_own_candidates_are_judged(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "normalised" not in listed
     with pytest.raises(SystemExit, match="defaults only"):
         main(["gates", *common])
+    for name in ("gates", "tuning"):  # a word that no setting has is no study that has nothing to do
+        with pytest.raises(SystemExit, match="--only rleu: no setting's name"):
+            main([name, "--output", str(tmp_path), "--seeds", "0", "--only", "rleu"])
     path.write_text("[1]")
     with pytest.raises(ValueError, match="must hold"):
         main(["defaults", *common])

@@ -69,6 +69,7 @@ def study_tasks(args: argparse.Namespace, store: Store) -> list[Task]:
             tasks = [task.quick() for task in tasks]
     if args.only is not None:
         tasks = [task for task in tasks if any(word in task.label for word in args.only)]
+        _refuse_nothing(tasks, args.only)
     return tasks if args.limit is None else tasks[: args.limit]
 
 
@@ -124,6 +125,7 @@ def _tuning(args: argparse.Namespace, store: Store) -> int:
         raise SystemExit("tuning writes no --export: what it found is in tuning.json.")
     if not args.report_only:
         methods = [name for name in matched.METHODS if args.only is None or any(word in name for word in args.only)]
+        _refuse_nothing(methods, args.only)
         for seed in args.seeds[:1]:
             matched.tune(store, methods, (0.0, ANCHOR), seed, args.jobs, _sizes(args.quick), args.quick)
     found = matched.read_tuning(store)
@@ -134,6 +136,11 @@ def _tuning(args: argparse.Namespace, store: Store) -> int:
     )
     _publish(args, report)
     return int(any(entry["score"] is None for entry in found.values()))
+
+
+def _refuse_nothing(found: Sequence[object], words: Sequence[str] | None) -> None:
+    if not found:
+        raise SystemExit(f"--only {' '.join(words or ())}: no setting's name holds one of these words.")
 
 
 def _sizes(quick: bool) -> matched.Sizes:
