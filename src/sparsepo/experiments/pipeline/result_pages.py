@@ -164,7 +164,7 @@ def draw_masked_kl(axes: Any, groups: Sequence[Group]) -> bool:
     axes.set_ylabel("nats a response")
     axes.bar(0, 0, color=COLOURS[0], label="all tokens")
     axes.bar(0, 0, color=COLOURS[1], label="weighed by m_d")
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)  # above: bars leave no room inside
     return True
 
 
