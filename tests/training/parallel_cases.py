@@ -112,6 +112,8 @@ CASES: dict[str, tuple[int, dict[str, Any]]] = {
 HEALTH_CASES: dict[str, tuple[int, dict[str, Any]]] = {
     "sums": (11, {**_SGD, "mask_sharing": "independent", "mask_l1_reward": 0.1, "gradient_accumulation_steps": 2}),
     "tampered": (9, {**_SGD, "mask_on_failure": "stop", "max_steps": 6, "tamper": 2}),
+    # the second process alone sees masks that are not finite, for which all leave the step out and log at once
+    "broken": (11, {**_SGD, **_IN_ORDER, "non_finite": "skip", "logging_steps": 1, "broken": True}),
 }
 
 
@@ -134,6 +136,16 @@ class MaskOfSomeRows(LearnedMask):
         assert inputs.noise is not None
         kept = ~is_emptied(inputs.noise.row // 2)[:, None]
         return TokenMasks(masks.reward * kept, masks.kl * kept)
+
+
+class BrokenMask(LearnedMask):
+    """A learned mask that is infinite on the emptied rows while it trains."""
+
+    def token_masks(self, inputs: MaskInputs) -> TokenMasks:
+        masks = super().token_masks(inputs)
+        assert inputs.noise is not None
+        broken = is_emptied(inputs.noise.row // 2)[:, None] & self.training
+        return TokenMasks(masks.reward.masked_fill(broken, torch.inf), masks.kl.masked_fill(broken, torch.inf))
 
 
 class Tamper(TrainerCallback):
@@ -174,8 +186,8 @@ def _run_case(
 
 
 def _run(name: str, folder: Path, processes: int, rank: int, count: int, settings: dict[str, Any]) -> SparsePOTrainer:
-    names = ("lora", "streaming", "tamper", "emptied")
-    lora, streaming, tamper, emptied = (settings.pop(key, False) for key in names)
+    names = ("lora", "streaming", "tamper", "emptied", "broken")
+    lora, streaming, tamper, emptied, broken = (settings.pop(key, False) for key in names)
     architecture = settings.pop("architecture", "gpt2")
     rows, sets = prepared_rows(folder / "rows", count), heldout(folder)
     config = run_config(  # after the rows, whose preparation has an accelerator of its own
@@ -197,6 +209,8 @@ def _run(name: str, folder: Path, processes: int, rank: int, count: int, setting
         rows = rows.map(empty_weights)
     elif emptied:
         models["mask"] = MaskOfSomeRows.for_model(reference, init="ones", seed=1)
+    elif broken:
+        models["mask"] = BrokenMask.for_model(reference, init="ones", seed=1)
     trainer = build(config, rows, lora=lora, eval_dataset=sets, **models)
     if tamper:
         trainer.add_callback(Tamper(tamper))

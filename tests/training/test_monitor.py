@@ -215,7 +215,7 @@ def test_masks_of_zeros_from_the_data(tmp_path):
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("two")
-    launch(folder, ["sums", "tampered"])
+    launch(folder, ["sums", "tampered", "broken"])
     return folder
 
 
@@ -226,6 +226,13 @@ def test_processes_whose_heads_differ_stop_alike(two_processes):
     assert "those of 1 are not that of process 0" in first["stopped"]["reason"]
     assert first["stopped"]["step"] == 2
     assert read(two_processes, "tampered", 2)["log"][-1]["step"] == 2
+
+
+def test_masks_that_one_process_alone_sees_are_told_by_all(two_processes):
+    """Its steps are left out by both, and logged at once: what is kept for the monitor must be kept by both."""
+    first, second = (read(two_processes, "broken", 2, rank)["health"] for rank in (0, 1))
+    assert first == second
+    assert "non_finite" in {event["name"] for event in first["history"]}
 
 
 def test_two_processes_measure_what_one_does(two_processes):

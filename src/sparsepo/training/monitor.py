@@ -88,8 +88,11 @@ class MaskMonitor(TrainerCallback):
         return self._collector.copy()
 
     def collect_from(self, collected: MaskCollector) -> None:
-        """Forget what was added since :meth:`collected`, unless masks were what was not finite: that is to be told."""
-        if self._collector.broken() <= collected.broken():
+        """Forget what was added since :meth:`collected`, unless masks were what was not finite: that is to be told.
+
+        A collective call: masks that one process saw are told by all, which keep what they added or forget it alike.
+        """
+        if not self._anywhere(self._collector.broken() > collected.broken()):
             self._collector = collected
 
     @property
@@ -115,9 +118,8 @@ class MaskMonitor(TrainerCallback):
             if gradients:
                 # one pass; the 2-norm is zero where all are
                 size = torch.nn.utils.get_total_norm(gradients)
-                size = torch.where(
-                    torch.isfinite(size), size, -1
-                )  # fp16's scaler leaves the step out: nothing was seen
+                # where fp16's scaler leaves the step out, nothing was seen
+                size = torch.where(torch.isfinite(size), size, -1)
                 self._gradient[mask] = torch.maximum(self._gradient[mask], size) if mask in self._gradient else size
 
     def _trained_heads(self) -> dict[str, list[torch.nn.Parameter]]:
