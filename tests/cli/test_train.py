@@ -14,6 +14,7 @@ from transformers import Trainer
 
 from sparsepo import load_mask
 from sparsepo.cli import preference_sets, run_folder, sft
+from sparsepo.training import parallelism
 from sparsepo.training.sealing import HOLDER
 from tests.cli.conftest import SHORT_RUN, Outcome, write_rows
 
@@ -232,10 +233,6 @@ def test_rows_no_longer_than_the_model(sparsepo: Call, tmp_path: Path, model_fol
         ),
         (("--model_name_or_path={model}", "--dataset_name={pairs}", "--num_processes=2"), "without accelerate_config"),
         (
-            ("--model_name_or_path={model}", "--dataset_name={pairs}", "--load_in_4bit", "--use_peft"),
-            "load_in_4bit=True needs bitsandbytes, which is not installed",
-        ),
-        (
             ("--model_name_or_path={model}", "--dataset_name={pairs}", "--accelerate_config=multi_gp"),
             "did you mean multi_gpu?",
         ),
@@ -256,6 +253,16 @@ def test_wrong_calls_say_what_to_do(
     assert result.status == (2 if "expected one argument" in said else 1)
     assert said in result.err
     assert "Traceback" not in result.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_quantised_weights_without_their_library(
+    sparsepo: Call, tmp_path: Path, model_folder: Path, pairs_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parallelism, "find_spec", lambda name: None)
+    result = train(sparsepo, model_folder, pairs_file, tmp_path / "out", "--load_in_4bit", "--use_peft")
+    assert result.status == 1
+    assert "load_in_4bit=True needs bitsandbytes, which is not installed" in result.err
     assert not (tmp_path / "out").exists()
 
 

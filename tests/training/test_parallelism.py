@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from types import SimpleNamespace
 from typing import Any
 
@@ -102,8 +101,8 @@ def four_bit(**settings: Any) -> Any:
     return config
 
 
-@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is not None, reason="bitsandbytes is installed")
-def test_without_bitsandbytes_the_trainer_says_so_first(tmp_path: Any) -> None:
+def test_without_bitsandbytes_the_trainer_says_so_first(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parallelism, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="load_in_4bit=True needs bitsandbytes, which is not installed"):
         SparsePOTrainer(
             "nowhere/no-model",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
+from importlib.util import find_spec
 from typing import Any
 
 from .config import SparsePOConfig
@@ -85,7 +85,7 @@ def refuse_quantisation(quantization_config: Any, config: SparsePOConfig) -> Non
 
 def refuse_missing_bitsandbytes(bits: int) -> None:
     """Refuse quantised loading without the library that does it. Raises ``ValueError``."""
-    if importlib.util.find_spec("bitsandbytes") is None:
+    if find_spec("bitsandbytes") is None:
         raise ValueError(
             f"load_in_{bits}bit=True needs bitsandbytes, which is not installed: pip install bitsandbytes (or "
             "'sparsepo[qlora]'), or train LoRA on unquantised weights."

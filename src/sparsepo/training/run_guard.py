@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ class RunGuard(StopsOnSignal):
     args: Any
     state: Any
     is_in_train: bool
+    model: nn.Module
     is_world_process_zero: Any
     _get_output_dir: Any
     _postponed_push: list[str] | None = None
@@ -141,6 +143,14 @@ class RunGuard(StopsOnSignal):
         else:
             save()
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        with _same_types(self.model if model is None else model):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
+
+    def _load_best_model(self) -> None:
+        with _same_types(self.model):
+            super()._load_best_model()  # type: ignore[misc]
+
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if self._postponed_push is not None:
             self._postponed_push.append(checkpoint_folder)
@@ -195,3 +205,13 @@ def _why(folder: Path, problem: Exception | None) -> str:
         f"{folder} could not be written ({reason}); {space}. What there was of it is taken away; {kept}. Make room, then go "
         "on with resume_from_checkpoint=auto."
     )
+
+
+@contextmanager
+def _same_types(model: nn.Module) -> Iterator[None]:
+    """Weights that are loaded keep the type that they have: PEFT makes float32 of adapters that QLoRA has in bfloat16."""
+    types = {name: parameter.dtype for name, parameter in model.named_parameters()}
+    yield
+    for name, parameter in model.named_parameters():
+        if parameter.dtype != types.get(name, parameter.dtype):
+            parameter.data = parameter.data.to(types[name])
