@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import flop_registry
 
 ALIGNMENT = 512  # bytes to which CUDA's caching allocator rounds
-_ON_CPU = "_scaled_dot_product_flash_attention_for_cpu"
+_ATTENTION = "_scaled_dot_product_"  # fused: flash, efficient, cuDNN's, the CPU's
 # Part → factor on its bytes on one device
 Factors = dict[str, float]
 
@@ -108,22 +108,28 @@ class Ledger(TorchDispatchMode):
 
     def _count(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         name = func._schema.name.removeprefix("aten::")
-        if name == _ON_CPU:
-            self.flops[self._phase] += sdpa_flop_count(args[0].shape, args[1].shape, args[2].shape)
-        elif name == f"{_ON_CPU}_backward":
-            self.flops[self._phase] += sdpa_backward_flop_count(*(t.shape for t in args[:4]))
-        elif func.overloadpacket in flop_registry:
-            self.flops[self._phase] += int(flop_registry[func.overloadpacket](*args, **kwargs, out_val=out))
-            if name == "_scaled_dot_product_flash_attention_backward":
+        if name.startswith(_ATTENTION):
+            backward = name.endswith("_backward")
+            self.flops[self._phase] += attention_flops(*args[backward : backward + 3], backward)
+            if name == f"{_ATTENTION}flash_attention_backward":
                 query, key = args[1:3]
                 expanded = 0 if query.shape[1] == key.shape[1] else 2 * query.numel() * query.element_size()
-                self.pass_through(
-                    4 * query.numel() + expanded
-                )  # sums of the queries' gradient; keys' and values' a head
+                # sums of the queries' gradient; keys' and values' a head
+                self.pass_through(4 * query.numel() + expanded)
+        elif func.overloadpacket in flop_registry:
+            self.flops[self._phase] += int(flop_registry[func.overloadpacket](*args, **kwargs, out_val=out))
         elif not name.startswith(("empty", "new_empty", "detach")):
             outs = out if isinstance(out, (tuple, list)) else (out,)
             moved = [t for t in (*args, *outs) if isinstance(t, Tensor)]
             self.traffic[self._phase] += sum(t.numel() * t.element_size() for t in moved)
+
+
+def attention_flops(query: Tensor, key: Tensor, value: Tensor, backward: bool) -> int:
+    """Operations of attention over (B, heads, T, D): scores and their products with values; backward, scores again and
+    the gradients of scores, values, queries and keys. Keys may have fewer heads: a group of queries shares them."""
+    batch, heads, length, width = query.shape
+    columns = 3 * width + 2 * value.shape[-1] if backward else width + value.shape[-1]
+    return int(2 * batch * heads * length * key.shape[2] * columns)
 
 
 def bytes_of(tensors: Any) -> int:
