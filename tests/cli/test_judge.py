@@ -360,5 +360,5 @@ def test_a_cache_of_ones_own(sparsepo: Call, tmp_path: Path, files: tuple[Path, 
         assert len(server.bodies) == 12
     with sqlite3.connect(cache) as connection:
         assert connection.execute("SELECT COUNT(*) FROM answers").fetchone() == (12,)
-    assert not (tmp_path / "user_cache").exists()
+    assert not (tmp_path / "user_cache" / "sparsepo").exists()
     assert os.environ["SPARSEPO_API_KEY"] == KEY
