@@ -46,6 +46,12 @@ def load_tokenizer(name: str | PathLike[str], revision: str | None = None, trust
     return tokenizer
 
 
+def positions_in(config: Any) -> int | None:
+    """Positions of a model by its config; None where it names none (models without a table of them, or unlimited)."""
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return positions if isinstance(positions, int) and positions > 0 else None
+
+
 def sampling_device(use_cpu: bool = False) -> Any:
     """Where models sample and score: the accelerator where there is one. Apple's is left out: nothing was tried there."""
     import torch

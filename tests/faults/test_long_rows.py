@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from benchmarks.common import peak_allocated
 from datasets import Dataset
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 
 from sparsepo import SparsePOConfig, SparsePOTrainer
 from sparsepo.data import check_preferences
@@ -104,18 +103,6 @@ def test_the_fused_scorer_equals_the_float64_oracle_on_100_000_tokens() -> None:
     torch.testing.assert_close(one.loss.double(), oracle.loss.double(), rtol=1e-4, atol=1e-4)
     for name, truth in expected.items():
         assert float((gradients[name] - truth).abs().max()) <= 1e-3 * float(truth.abs().max()), name
-
-
-def peak_allocated(run: Callable[[], Any]) -> float:
-    """Largest sum of what torch allocates on the CPU during a call, beside what was there before it, MiB."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        run()
-    held = peak = 0
-    for event in sorted(recorded.profiler.kineto_results.events(), key=lambda event: event.start_ns()):
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            peak = max(peak, held)
-    return peak / 2**20
 
 
 def scoring_peak(scorer: Any, length: int) -> float:

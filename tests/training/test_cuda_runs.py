@@ -117,7 +117,13 @@ def test_one_device_by_ddp_and_by_fsdp2(tmp_path: Path) -> None:
     logs = {}
     for name in ("alone", "ddp", "fsdp2"):
         command = [sys.executable, "-m", "sparsepo.cli.main", "train", "--model_name_or_path", str(tmp_path / "model")]
-        command += ["--dataset_name", str(tmp_path / "pairs.jsonl"), "--output_dir", str(tmp_path / name), "--bf16=true"]
+        command += [
+            "--dataset_name",
+            str(tmp_path / "pairs.jsonl"),
+            "--output_dir",
+            str(tmp_path / name),
+            "--bf16=true",
+        ]
         command += [flag for flag in SHORT_RUN if flag not in ("--use_cpu", "--save_strategy=no")]
         command += ["--save_strategy=steps", "--save_steps=2", "--dtype=float32"]
         if name != "alone":

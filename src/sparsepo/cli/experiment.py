@@ -218,17 +218,19 @@ def check_positions(recipe: Recipe) -> None:
         positions = positions_of(check_model_name(name, "model_name_or_path"))
     except CliError:
         return
+    if positions is None:
+        return
     longest, prompts, new = (
         recipe.train.get("max_prompt_length"),
         recipe.evaluate["max_prompt_tokens"],
         recipe.evaluate["max_new_tokens"],
     )
-    if positions is not None and longest is not None and longest >= positions:
+    if longest is not None and longest >= positions:
         raise CliError(
             f"train.max_prompt_length={longest} leaves no room for a response in the {positions} positions of {name}; "
             "make it smaller."
         )
-    if positions is not None and (prompts or 0) + new > positions:
+    if (prompts or 0) + new > positions:
         raise CliError(
             f"evaluate.max_prompt_tokens={prompts} and evaluate.max_new_tokens={new} together exceed the {positions} "
             f"positions of {name}; make them smaller."

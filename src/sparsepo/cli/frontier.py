@@ -97,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from sparsepo.data import load_prompts
-    from sparsepo.data.content import content_notice
+    from sparsepo.data.content import content_notice, shown_text
     from sparsepo.evaluation.frontier_summary import SummarySettings, summarise
     from sparsepo.inspection.frontier_page import write_frontier
 
@@ -135,8 +135,7 @@ def run(args: argparse.Namespace) -> int:
     content["notes"] = [*measuring.notes(), *content["notes"]]
     samples = _samples(args.show, measured, prompts)
     notice = content_notice([f"{row[4]} {row[5]}" for row in samples], words)
-    if words is not None:
-        samples = [[*row[:4], words.mask(row[4]), words.mask(row[5]), row[6]] for row in samples]
+    samples = [[*row[:4], shown_text(row[4], words), shown_text(row[5], words), row[6]] for row in samples]
     files = write_frontier(content, Path(args.output), samples, notice)
     _print(content, console)
     say(console, f"wrote {', '.join(files)} in {args.output}")

@@ -149,6 +149,7 @@ def _fingerprint(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _show(args: argparse.Namespace, found: dict[str, Any], results: Any, console: Any) -> None:
+    from sparsepo.data.content import shown_text
     from sparsepo.inspection.robustness_page import table, write_page
 
     from .tables import say, text_table
@@ -158,7 +159,7 @@ def _show(args: argparse.Namespace, found: dict[str, Any], results: Any, console
     if args.check == "adversarial":
         for kind, inserted in results.get("lexicon", dict).items():
             text = ", ".join(inserted)
-            say(console, f"{kind}: {text if words is None else words.mask(text)}")
+            say(console, f"{kind}: {shown_text(text, words)}")
     if args.output is not None:
         folder = Path(args.output).expanduser()
         lexicon = results.get("lexicon", dict) if args.check == "adversarial" else {}

@@ -136,6 +136,8 @@ def run(args: argparse.Namespace) -> int:
     """Judge, or say what judging would take. Returns 0, or 1 where a cap left something unasked."""
     from rich.console import Console
 
+    from sparsepo.data.content import shown_text
+
     from .judge_inputs import names_of, read_comparisons
     from .tables import say
 
@@ -145,7 +147,7 @@ def run(args: argparse.Namespace) -> int:
     names = names_of(args.names, args.candidate, args.baseline)
     words = content_filter_of(args)
     for remark in [*remarks, *joined.complaints(names)]:
-        say(console, remark if words is None else words.mask(remark))
+        say(console, shown_text(remark, words))
     whole = joined
     if args.limit is not None:
         joined = joined.first(args.limit)

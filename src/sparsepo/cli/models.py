@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sparsepo.loading import load_model, load_tokenizer, sampling_device
+from sparsepo.loading import load_model, load_tokenizer, positions_in, sampling_device
 
 from .base import CliError
 
@@ -159,8 +159,7 @@ def positions_of(name: str, trust_remote_code: bool = False) -> int | None:
         reason = " ".join(str(error).split())
         where = "" if Path(name).exists() else "is no local folder, and the hub could not give it: "
         raise CliError(f"{name!r} {where}{reason}") from error
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return positions if isinstance(positions, int) and positions > 0 else None
+    return positions_in(config)
 
 
 def fit_length(config: Any, positions: int | None, console: Any) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from sparsepo.loading import positions_in
+
 from .base import CliError
 
 _ABOUT = """What a run will take on each device, before anything is downloaded or started: memory by part, time of a step and
@@ -189,7 +191,7 @@ def _settings(args: argparse.Namespace, recipe: dict[str, Any], config: Any) -> 
                               ("no_checkpointing", "checkpointing", False)):  # fmt: skip
         if getattr(args, flag):
             values[name] = value
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None) or 1024
+    positions = positions_in(config) or 1024
     if values.get("max_length") is None:
         values["max_length"] = min(1024, positions)
     if values["max_length"] > positions:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sparsepo.loading import positions_in
+
 from .base import CliError, take_option
 from .help_texts import SFT_HELP, print_help
 from .launching import is_launched, is_main_process, launch
@@ -103,7 +105,7 @@ def _train_in_folder(
     tokenizer = None
     if own.init_from_config is not None:
         model, tokenizer = _new_model(settings, train, console)
-        fit_length(config, getattr(model.config, "max_position_embeddings", None), console)
+        fit_length(config, positions_in(model.config), console)
         config.model_init_kwargs = None
     else:
         config.model_init_kwargs = init_kwargs(settings.model, config)
@@ -185,8 +187,8 @@ def _new_model(settings: SftSettings, train: Any, console: Any) -> tuple[Any, An
     else:
         tokenizer = load_tokenizer(own.tokenizer_name_or_path)
     model = model_from_config(own.init_from_config, tokenizer, settings.config.seed)
-    positions = getattr(model.config, "max_position_embeddings", None)
-    if isinstance(positions, int):
+    positions = positions_in(model.config)
+    if positions is not None:
         tokenizer.model_max_length = positions
     size = sum(parameter.numel() for parameter in model.parameters())
     say(console, f"New {model.config.model_type} of {size:,} parameters, vocabulary of {len(tokenizer):,}")

@@ -130,6 +130,11 @@ def content_notice(texts: Iterable[str], words: ContentFilter | None = None) -> 
     )
 
 
+def shown_text(text: str, words: ContentFilter | None) -> str:
+    """The text as it is shown: masked where there is a filter."""
+    return text if words is None else words.mask(text)
+
+
 def announce_content(report: CheckReport, rows: Iterable[Mapping[str, Any]], words: ContentFilter | None) -> None:
     """Put the notice among the notes of a data check, and mask words in its examples.
 
@@ -144,10 +149,9 @@ def announce_content(report: CheckReport, rows: Iterable[Mapping[str, Any]], wor
     ]
     if notice := content_notice(texts, words):
         report.notes.append(notice)
-    if words is not None:
-        for finding in report.findings.values():
-            for example in finding.examples:
-                example["detail"] = words.mask(example["detail"])
+    for finding in report.findings.values():
+        for example in finding.examples:
+            example["detail"] = shown_text(example["detail"], words)
 
 
 def _dotted(match: re.Match[str]) -> str:

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 
+from sparsepo.loading import positions_in
+
 from .stopping import StopTexts
 
 Prompt = str | list[dict[str, str]]
@@ -164,8 +166,8 @@ def encode_prompts(
     if max_prompt_length is not None and max_prompt_length < 1:
         raise ValueError(f"max_prompt_length={max_prompt_length} must be at least 1.")
     encoded = [_encode(tokenizer, prompt, row)[-(max_prompt_length or 0) :] for row, prompt in enumerate(prompts)]
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if not isinstance(positions, int) or positions <= 0:
+    positions = positions_in(model.config)
+    if positions is None:
         return encoded
     for row, ids in enumerate(encoded):
         if len(ids) + max_new_tokens > positions:

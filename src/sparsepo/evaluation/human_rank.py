@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sparsepo.loading import positions_in
+
 from .generation import Progress, evaluating
 
 Keep = Callable[[str, Callable[[], Any]], Any]
@@ -78,8 +80,8 @@ def human_rank(
     Source:
         Gritta et al. 2024, "HumanRankEval" (arXiv 2405.09186), and the authors' code (huawei-noah/noah-research).
     """
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if isinstance(positions, int) and positions > 0:
+    positions = positions_in(model.config)
+    if positions is not None:
         max_length = positions if max_length is None else min(max_length, positions)
     rows: list[tuple[int, int, list[int], list[int]]] = []
     scores: list[list[float | None]] = [[None] * len(question.answers) for question in questions]

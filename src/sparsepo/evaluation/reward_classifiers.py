@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sparsepo.data.joining import joined
+from sparsepo.loading import positions_in
 
 from .generation import Prompt, evaluating
 from .rewards import Reward
@@ -273,8 +274,8 @@ def _settings(saved: dict[str, Any], reads: str | None, max_length: int | None) 
 def text_positions(model: Any, tokenizer: Any) -> int:
     """Tokens of the longest text that a classifier can read."""
     limits = [math.inf if tokenizer.model_max_length > _NO_LIMIT else tokenizer.model_max_length]
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if isinstance(positions, int) and positions > 0:
+    positions = positions_in(model.config)
+    if positions is not None:
         offset = _pad_id(tokenizer) + 1 if model.config.model_type in _OFFSET_POSITIONS else 0
         limits.append(positions - offset)
     return int(min(*limits, _NO_LIMIT))

@@ -224,6 +224,6 @@ def write_comparison(
     write_whole(folder / "compare.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
     document.write(folder / "compare.html")
     if any(comparison.shared.values()):
-        texts = {"title": "The same pairs", "subtitle": " · ".join(names)}
-        write_frames(folder / "pairs.html", comparison.shown, words=words, **texts)
+        page = folder / "pairs.html"
+        write_frames(page, comparison.shown, title="The same pairs", subtitle=" · ".join(names), words=words)
     return content

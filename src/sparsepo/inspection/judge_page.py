@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sparsepo.data.content import ContentFilter, content_notice
+from sparsepo.data.content import ContentFilter, content_notice, shown_text
 from sparsepo.evaluation.judge import Verdict
 
 from .document import COLOURS, Document, figure_style, number, percent, with_interval
@@ -230,8 +230,7 @@ def _add_examples(
     has_rewards = any(own.margin is not None for own in verdicts)
     header = ["prompt", *names, "difference of the rewards" if has_rewards else "the judge, in both orders"]
     for folded, rows in shown.items():
-        if words is not None:
-            rows = [[words.mask(text) for text in row] for row in rows]
+        rows = [[shown_text(text, words) for text in row] for row in rows]
         document.table(header, rows, texts=range(4), mono=True, folded=folded)
 
 

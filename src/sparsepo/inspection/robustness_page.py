@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sparsepo.data.content import ContentFilter, content_notice
+from sparsepo.data.content import ContentFilter, content_notice, shown_text
 
 from .document import Document, figure_style, percent, with_interval
 from .figures import errors_of
@@ -84,8 +84,7 @@ def write_page(
         rows = [[kind, ", ".join(own)] for kind, own in lexicon.items()]
         if notice := content_notice((word for own in lexicon.values() for word in own), words):
             document.text(notice)
-        if words is not None:
-            rows = [[kind, words.mask(text)] for kind, text in rows]
+        rows = [[kind, shown_text(text, words)] for kind, text in rows]
         document.table(["kind", "words"], rows, texts=(0, 1))
     return document.write(folder / "robustness.html")
 

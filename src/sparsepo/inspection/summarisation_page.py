@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sparsepo.data.content import ContentFilter, content_notice
+from sparsepo.data.content import ContentFilter, content_notice, shown_text
 from sparsepo.evaluation.summaries import METRICS, Scored
 
 from .document import Document, figure_style, with_interval, write_whole
@@ -236,7 +236,7 @@ def _examples(document: Document, scored: Sequence[Scored], words: ContentFilter
     if notice := content_notice((text for rows in examples for _, text in rows), words):
         document.text(notice)
     for rows in examples:
-        shown = rows if words is None else [[label, words.mask(text)] for label, text in rows]
+        shown = [[label, shown_text(text, words)] for label, text in rows]
         cells = [[label, _cut(text)] for label, text in shown]
         document.table(["", "text"], cells, texts=(0, 1), folded=_cut(shown[0][1], 90))
 

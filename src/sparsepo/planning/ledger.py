@@ -110,9 +110,9 @@ class Ledger(TorchDispatchMode):
         name = func._schema.name.removeprefix("aten::")
         if name.startswith(_ATTENTION):
             backward = name.endswith("_backward")
-            self.flops[self._phase] += attention_flops(*args[backward : backward + 3], backward)
+            query, key, value = args[1:4] if backward else args[:3]
+            self.flops[self._phase] += attention_flops(query, key, value, backward)
             if name == f"{_ATTENTION}flash_attention_backward":
-                query, key = args[1:3]
                 expanded = 0 if query.shape[1] == key.shape[1] else 2 * query.numel() * query.element_size()
                 # sums of the queries' gradient; keys' and values' a head
                 self.pass_through(4 * query.numel() + expanded)

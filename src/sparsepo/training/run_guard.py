@@ -30,7 +30,6 @@ class RunGuard(StopsOnSignal):
     args: Any
     state: Any
     is_in_train: bool
-    model: nn.Module
     is_world_process_zero: Any
     _get_output_dir: Any
     _postponed_push: list[str] | None = None

@@ -42,7 +42,6 @@ class StopsOnSignal:
     state: Any
     _signals: Signals = Signals()  # of a run; this one hears nothing
     _stop_signal = 0  # that all processes know of
-    _stop_saved = False  # whether its checkpoint has been asked for
     _saved_step = -1  # of the last checkpoint that this run has saved
     _resumed_from: str | None = None
     _knows_by_flags = False  # whether the steps' flags tell all processes of a signal
@@ -52,7 +51,7 @@ class StopsOnSignal:
 
     def _begin_listening(self, checkpoint: str | None) -> None:
         """Before a run: forget the last one, and see whether the checkpoint lacks an evaluation. A collective call."""
-        self._stop_signal, self._stop_saved, self._left_out = 0, False, False
+        self._stop_signal, self._left_out = 0, False
         self._saved_step, self._resumed_from = -1, checkpoint
         self._is_due = bool(self._largest(float(checkpoint is not None and Path(checkpoint, EVALUATION_DUE).is_file())))
 
@@ -118,8 +117,7 @@ class StopsOnSignal:
                     logger.warning("%s will not make up for the evaluation of its step: %s", folder, error)
         control.should_training_stop, control.should_evaluate = True, False
         # Trainer asks once more at the end of the epoch
-        control.should_save = not self._stop_saved and self._saved_step != step
-        self._stop_saved = True
+        control.should_save = self._saved_step != step
 
     def _epoch_is_right(self) -> bool:
         """Whether an evaluation by epochs is asked for at an epoch's end: Trainer asks wherever its loop breaks off."""

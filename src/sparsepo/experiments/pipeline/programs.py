@@ -189,11 +189,11 @@ def which_pass(job: Job, asked: Sequence[tuple[Row, str]]) -> list[bool]:
     limits = Limits(cpu_seconds=math.ceil(timeout), wall_seconds=max(30, 10 * timeout))
     runner = Executor(job.may_execute, limits, workers=job.settings["workers"])
     # what does not parse cannot pass: most samples of a small model end here
-    tried = [place for place, (_, program) in enumerate(asked) if _parses(program)]
-    jobs = [(asked[place][1], mbpp_job(asked[place][0]["problem"], "problem")) for place in tried]
+    parsed = [place for place, (_, program) in enumerate(asked) if _parses(program)]
+    jobs = [(asked[place][1], mbpp_job(asked[place][0]["problem"], "problem")) for place in parsed]
     outcomes = runner.run(jobs, keep=job.folder / "executions.jsonl")
     passed = [False] * len(asked)
-    for place, outcome in zip(tried, outcomes, strict=True):
+    for place, outcome in zip(parsed, outcomes, strict=True):
         passed[place] = outcome.passed
     return passed
 

@@ -46,8 +46,10 @@ MASKS = {
     "entropy_auc": "AUC of the start's entropy",
 }
 _KNOWN = {*PREFERENCE, *SAMPLES, *MASKS}
-_LEFT_OUT = {"kl_mask_mean", "effective_beta", "yardstick_share"}
-_LEFT_OUT |= {"kl_mask_auc_content", "log_ratio_auc_content", "entropy_auc_content"}
+_LEFT_OUT = {
+    *("kl_mask_mean", "effective_beta", "yardstick_share"),
+    *("kl_mask_auc_content", "log_ratio_auc_content", "entropy_auc_content"),
+}
 YARDSTICKS = {
     "words": "first tokens of sentiment words of the lists",
     "changes": "the first token of what differs between a program and its mutant",
