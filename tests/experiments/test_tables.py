@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from sparsepo.experiments.grids import GRIDS
 from sparsepo.experiments.store import Store
-from sparsepo.experiments.tables import COLUMNS, MASK_COLUMNS, study_table, verdict_table
+from sparsepo.experiments.tables import COLUMNS, MASK_COLUMNS, PAIRED, paired_table, study_table, verdict_table
 from sparsepo.experiments.tasks import MaterialSettings, Task
 
 
@@ -47,6 +48,24 @@ def test_means_intervals_and_what_is_missing(tmp_path: Path) -> None:
     assert "failed: topk, seed 1: ValueError: bad" in table
     header = next(line for line in table.splitlines() if line.startswith("| setting"))
     assert header.count("|") == next(line for line in table.splitlines() if line.startswith("| relu")).count("|")
+
+
+def test_settings_are_held_against_another_of_the_same_seed(tmp_path: Path) -> None:
+    """What a seed does to both falls out: 0.9 and 0.7 less 0.8 and 0.6 are 0.1 and 0.1."""
+    store, ours, base = Store(tmp_path), tasks("topk"), tasks("relu")
+    for task, auc in zip([*ours, *base], (0.9, 0.7, 0.8, 0.6), strict=True):
+        store.save(task, result(auc, 0.99, 0.6))
+    table = paired_table([*ours, *base], store, lambda label: "relu")
+    assert cells(table, "topk")[:5] == ["topk", "relu", "2", "0.100 ± 0.000", "0.100 ± 0.000"]
+    assert cells(table, "topk")[5:] == ["0.000 ± 0.000", "0.000 ± 0.000", "–"]
+    assert "| relu | relu" not in table
+    assert paired_table(ours, store, lambda label: "relu") == ""
+
+
+def test_every_setting_of_a_study_has_one_that_it_is_held_against() -> None:
+    for name, other in PAIRED.items():
+        labels = {task.label for task in GRIDS[name]([0])}
+        assert {other(label) for label in labels} <= labels
 
 
 def test_verdicts(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from .exchange import check_results_file, export_results, import_results
 from .grids import ANCHOR, GRIDS, Setting, defaults
 from .running import run_tasks
 from .store import Store
-from .tables import COLUMNS, controls_table, study_table, verdict_table
+from .tables import COLUMNS, PAIRED, controls_table, paired_table, study_table, verdict_table
 from .tasks import Task
 
 STUDIES = (*GRIDS, "tuning", "finals")
@@ -91,6 +91,8 @@ def study_report(name: str, tasks: Sequence[Task], store: Store) -> str:
     parts = [f"# Study: {name}\n", f"{question}\n", study_table(tasks, store, COLUMNS[name])]
     if name in ("defaults", "targets"):
         parts += ["## Is it good enough for a default?\n", verdict_table(tasks, store)]
+    if name in PAIRED and (paired := paired_table(tasks, store, PAIRED[name])):
+        parts += ["## Seed by seed\n", paired]
     controls = controls_table(tasks, store)
     if controls:
         parts += ["## Controls\n", controls]

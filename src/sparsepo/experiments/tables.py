@@ -110,6 +110,15 @@ COLUMNS: dict[str, dict[str, Column]] = {
     "targets": TARGET_COLUMNS,
     "defaults": MASK_COLUMNS | UNSEEN_COLUMNS | POLICY_COLUMNS,
 }
+# Study → label of a setting → label of the one that it is held against, seed by seed
+PAIRED: dict[str, Callable[[str], str]] = {
+    "gates": lambda label: "relu",
+    "published": lambda label: "library's defaults",
+    "sharing": lambda label: "common, no target",
+    "sparsity": lambda label: "dense (TDPO1's loss)",
+    "anchor": lambda label: f"{label.rpartition(', anchor ')[0]}, anchor 0",
+}
+PAIRED_COLUMNS = {name: MASK_COLUMNS[name] for name in ("AUC", "AUC content")} | POLICY_COLUMNS
 REAL_TEXT_COLUMNS: dict[str, Column] = {
     "AUC content": _auc("reward_mask", "content"),
     "chosen": _auc("reward_mask", "chosen_content"),
@@ -148,6 +157,37 @@ def study_table(tasks: Sequence[Run], store: Store, columns: Mapping[str, Column
         for task in failed
     ]
     return "\n".join(lines) + "\n"
+
+
+def paired_table(tasks: Sequence[Task], store: Store, other: Callable[[str], str]) -> str:
+    """Markdown: each setting less another of the same seed, which takes out what a seed does to both.
+
+    Args:
+        tasks, store: of the study.
+        other: label → label of the setting that it is held against.
+
+    Returns:
+        A line for each setting that shares a seed with its other; empty if none does.
+    """
+    found: dict[str, dict[int, Result]] = {}
+    for task in tasks:
+        if (result := store.result(task)) is not None:
+            found.setdefault(task.label, {})[task.seed] = result
+    lines = []
+    for label, own in found.items():
+        base = found.get(other(label), {}) if other(label) != label else {}
+        pairs = [(own[seed], base[seed]) for seed in own if seed in base]
+        if pairs:
+            cells = [_difference(pairs, read) for read in PAIRED_COLUMNS.values()]
+            lines.append(f"| {label} | {other(label)} | {len(pairs)} | {' | '.join(cells)} |")
+    header = f"| setting | less | seeds | {' | '.join(PAIRED_COLUMNS)} |\n" + "|---" * (len(PAIRED_COLUMNS) + 3) + "|\n"
+    return header + "\n".join(lines) + "\n" if lines else ""
+
+
+def _difference(pairs: Sequence[tuple[Result, Result]], read: Column) -> str:
+    values = [(read(own), read(base)) for own, base in pairs]
+    known = [a - b for a, b in values if a is not None and b is not None]
+    return over_seeds(known).text() if known else MISSING
 
 
 def _cell(results: Sequence[Result], read: Column) -> str:
