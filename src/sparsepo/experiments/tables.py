@@ -114,7 +114,7 @@ COLUMNS: dict[str, dict[str, Column]] = {
 PAIRED: dict[str, Callable[[str], str]] = {
     "gates": lambda label: "relu",
     "published": lambda label: "library's defaults",
-    "sharing": lambda label: "common, no target",
+    "sharing": lambda label: f"common, {label.partition(', ')[2]}",
     "sparsity": lambda label: "dense (TDPO1's loss)",
     "anchor": lambda label: f"{label.rpartition(', anchor ')[0]}, anchor 0",
 }
