@@ -32,8 +32,6 @@ bitsandbytes = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not i
 
 SGD = {"optim": "sgd", "learning_rate": 0.3}
 HEAD = {"mask_learning_rate": 3.0, **PLAIN_HEAD}
-
-
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -51,16 +49,13 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def four_bit(**settings: Any) -> BitsAndBytesConfig:
+def four_bit() -> BitsAndBytesConfig:
     """4-bit weights whose arithmetic is in float32, so that runs compare closely."""
     return BitsAndBytesConfig(
-        **{
-            "load_in_4bit": True,
-            "bnb_4bit_quant_type": "nf4",
-            "bnb_4bit_compute_dtype": torch.float32,
-            "bnb_4bit_use_double_quant": True,
-            **settings,
-        }
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=torch.float32,
+        bnb_4bit_use_double_quant=True,
     )
 
 
@@ -146,12 +141,10 @@ def test_equals_lora_on_the_weights_that_the_bits_stand_for(tmp_path: Path, base
 
 
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path, base: Path) -> None:
-    def run(name: str, **settings: Any) -> SparsePOTrainer:
-        return trainer_of(tmp_path / name, base, four_bit(), save_strategy="steps", save_steps=2, **settings)
-
-    whole = run("whole", max_steps=4)
+    saving = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4}
+    whole = trainer_of(tmp_path / "whole", base, four_bit(), **saving)
     whole.train()
-    resumed = run("whole", max_steps=4)
+    resumed = trainer_of(tmp_path / "whole", base, four_bit(), **saving)
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
     for part in (policy_state, mask_state):
         if DEVICE == "cpu":

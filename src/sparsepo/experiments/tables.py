@@ -175,11 +175,12 @@ def paired_table(tasks: Sequence[Task], store: Store, other: Callable[[str], str
             found.setdefault(task.label, {})[task.seed] = result
     lines = []
     for label, own in found.items():
-        base = found.get(other(label), {}) if other(label) != label else {}
+        less = other(label)
+        base = found.get(less, {})
         pairs = [(own[seed], base[seed]) for seed in own if seed in base]
-        if pairs:
+        if pairs and less != label:
             cells = [_difference(pairs, read) for read in PAIRED_COLUMNS.values()]
-            lines.append(f"| {label} | {other(label)} | {len(pairs)} | {' | '.join(cells)} |")
+            lines.append(f"| {label} | {less} | {len(pairs)} | {' | '.join(cells)} |")
     header = f"| setting | less | seeds | {' | '.join(PAIRED_COLUMNS)} |\n" + "|---" * (len(PAIRED_COLUMNS) + 3) + "|\n"
     return header + "\n".join(lines) + "\n" if lines else ""
 
