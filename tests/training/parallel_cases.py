@@ -19,9 +19,9 @@ from datasets import Dataset
 from safetensors.torch import save_file
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
-from transformers import TrainerCallback
+from transformers import BitsAndBytesConfig, TrainerCallback
 
-from sparsepo import LearnedMask, SparsePOTrainer
+from sparsepo import LearnedMask, SparsePOConfig, SparsePOTrainer
 from sparsepo.inspection.history import record_masks
 from sparsepo.masks.base import MaskInputs, TokenMasks
 from sparsepo.training.caching import store
@@ -104,6 +104,8 @@ CASES: dict[str, tuple[int, dict[str, Any]]] = {
     "rank-with-empty-mask": (11, {**_SGD, "emptied": True, **_IN_ORDER, "logging_steps": 4}),
     "shared-prefix": (11, {**_SGD, "share_prefix": "on", "architecture": "llama"}),
     "half": (11, {**_SGD, "mask_learning_rate": 0.3, "bf16": True}),
+    "quantised": (9, {**_SGD, **PLAIN_HEAD, "bits": 4}),
+    "quantised-activation": (11, {"optim": "sgd", "learning_rate": 0.3, "objective": "mapo", "bits": 4}),
     # two passes over a stream, and evaluation on streams: what fills their last batches must not count
     "streaming": (11, {**_SGD, "mask_learning_rate": 0.5, "mask_dropout": 0.3, "streaming": True, "max_steps": 6}),
 }
@@ -186,8 +188,8 @@ def _run_case(
 
 
 def _run(name: str, folder: Path, processes: int, rank: int, count: int, settings: dict[str, Any]) -> SparsePOTrainer:
-    names = ("lora", "streaming", "tamper", "emptied", "broken")
-    lora, streaming, tamper, emptied, broken = (settings.pop(key, False) for key in names)
+    names = ("lora", "streaming", "tamper", "emptied", "broken", "bits")
+    lora, streaming, tamper, emptied, broken, bits = (settings.pop(key, False) for key in names)
     architecture = settings.pop("architecture", "gpt2")
     rows, sets = prepared_rows(folder / "rows", count), heldout(folder)
     config = run_config(  # after the rows, whose preparation has an accelerator of its own
@@ -200,7 +202,9 @@ def _run(name: str, folder: Path, processes: int, rank: int, count: int, setting
     )
     reference = tiny_model(architecture)
     models: dict[str, Any] = {"model": reference}
-    if not lora:
+    if bits:
+        lora, models = True, quantised_model(folder / f"{name}-base-{processes}", config, rank)
+    elif not lora:
         models = {"model": perturbed(reference), "ref_model": reference}
     if streaming:
         rows = rows.to_iterable_dataset(num_shards=2)  # accelerate would give each process one, of 6 and 5 rows
@@ -212,6 +216,8 @@ def _run(name: str, folder: Path, processes: int, rank: int, count: int, setting
     elif broken:
         models["mask"] = BrokenMask.for_model(reference, init="ones", seed=1)
     trainer = build(config, rows, lora=lora, eval_dataset=sets, **models)
+    if bits:
+        keep_adapters_exact(trainer)
     if tamper:
         trainer.add_callback(Tamper(tamper))
     if name.removeprefix(SHARDED) == WATCHED:
@@ -219,6 +225,29 @@ def _run(name: str, folder: Path, processes: int, rank: int, count: int, setting
     trainer.train()
     write(trainer, folder / f"{name}-of{processes}-rank{rank}", trainer.evaluate())
     return trainer
+
+
+def quantised_model(folder: Path, config: SparsePOConfig, rank: int) -> dict[str, Any]:
+    """Arguments of a trainer of a model that is loaded with 4 bits, kept in float32 numbers so that FSDP2 shards them."""
+    if rank == 0:
+        tiny_model("llama").save_pretrained(folder)
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+    config.model_init_kwargs = {"dtype": "float32"}
+    quantised = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=torch.float32,
+        bnb_4bit_quant_storage=torch.float32,
+    )
+    return {"model": str(folder), "quantization_config": quantised}
+
+
+def keep_adapters_exact(trainer: SparsePOTrainer) -> None:
+    """Adapters in float32, not TRL's bfloat16, whose rounding would hide what differs."""
+    for parameter in trainer.model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
 
 
 def heldout(folder: Path) -> dict[str, Dataset]:
