@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, LoraConfig
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from sparsepo import SparsePOTrainer, load_mask
@@ -22,6 +23,7 @@ from .running import (
     assert_same,
     logged,
     mask_state,
+    moved,
     policy_state,
     prepared_rows,
     run_config,
@@ -151,6 +153,33 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path, base: Path) -> N
             assert_same(part(whole), part(resumed))
         else:
             assert_close(part(whole), part(resumed), rtol=1e-4, atol=1e-6)
+
+
+def test_the_best_adapter_and_mask_come_back(tmp_path: Path, base: Path) -> None:
+    trainer = trainer_of(
+        tmp_path / "run",
+        base,
+        four_bit(),
+        max_steps=4,
+        save_strategy="steps",
+        save_steps=1,
+        eval_strategy="steps",
+        eval_steps=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_kl/chosen",  # the policy goes away from its reference: the first is the nearest
+        greater_is_better=False,
+    )
+    types = {name: value.dtype for name, value in policy_state(trainer).items()}
+    trainer.train()
+    best = tmp_path / "run" / "checkpoint-1"
+    assert trainer.state.best_model_checkpoint == str(best)
+    found = policy_state(trainer)
+    assert {name: value.dtype for name, value in found.items()} == types
+    saved = load_file(best / "adapter_model.safetensors")
+    assert_same({name.replace(".default", ""): value.cpu() for name, value in found.items()}, saved)
+    mask = dict(load_mask(best).state_dict())
+    assert_same({name: value.cpu() for name, value in mask_state(trainer).items()}, mask)
+    assert moved(mask, dict(load_mask(tmp_path / "run" / "checkpoint-4").state_dict())) > 1e-3
 
 
 def test_the_reference_may_be_cached(tmp_path: Path, base: Path) -> None:
