@@ -128,7 +128,7 @@ class Run:
             self.reference = copy.deepcopy(policy).eval().requires_grad_(False)
             self.held["reference"] = self._now() - before
         if case.checkpointing:
-            policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            policy.activation_checkpointing_enable({"use_reentrant": False})
         self.policy = policy.train()
         self._mask_and_objective()
         trained = [p for p in [*self.policy.parameters(), *self._mask_parameters()] if p.requires_grad]

@@ -98,7 +98,7 @@ class Bench:
                 setattr(config, name, 0.0)  # as TRL's disable_dropout
         self.backbone = AutoModel.from_config(config, dtype=getattr(torch, args.dtype)).to(args.device).train()
         if checkpointing:
-            self.backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            self.backbone.activation_checkpointing_enable({"use_reentrant": False})
         self.batch = random_batch(args, prompt, response)
         response_mask = self.batch["completion_mask"][:, 1:, None]  # what a loss reads: states before response tokens
         g = torch.Generator().manual_seed(1)

@@ -202,7 +202,7 @@ class Bench:
         trainer._init_training_state(10**9, 10**9, 1, None, None)
         trainer.state.logging_steps = 1 if variant.logged else 10**9
         if self.checkpointing:
-            trainer.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            trainer.model.activation_checkpointing_enable({"use_reentrant": False})
         model, _ = trainer._prepare_for_training(10**9, None, None)
         if not variant.lora:  # AdamW's two numbers a weight, for all trainers of these weights
             optimizer = trainer.optimizer.optimizer

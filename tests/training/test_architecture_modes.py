@@ -191,7 +191,7 @@ def test_checkpointing_changes_no_gradient(architecture: str, tuning: str, tmp_p
         trainer = trainer_of(policy, tmp_path, rows, other, adapter, share_prefix="off", **settings)
         batch = batch_of(trainer, rows)
         if settings["gradient_checkpointing"]:
-            base_model_of(trainer.model).gradient_checkpointing_enable(settings.get("gradient_checkpointing_kwargs"))
+            base_model_of(trainer.model).activation_checkpointing_enable(settings.get("gradient_checkpointing_kwargs"))
             assert base_model_of(trainer.model).is_gradient_checkpointing
         found.append(gradients(trainer, batch))
     plain = found[0]

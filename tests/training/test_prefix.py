@@ -70,7 +70,7 @@ def test_routes_equal_separate_prompts(architecture, checkpointing):
     """Large random weights and rows longer than the windows; the route that a run would take, and the other one."""
     backbone = stand_in(tiny_model(architecture).base_model).train()
     if checkpointing:
-        backbone.gradient_checkpointing_enable()
+        backbone.activation_checkpointing_enable()
     batch = collated([pair for name in ("unequal lengths", "one-token prompts") for pair in BATCHES[name]])
     for route in ("row",) if checkpointing else ("cache", "row"):
         assert_routes_equal(backbone, batch, route)
@@ -125,7 +125,7 @@ def test_proof_sees_a_wrong_window(monkeypatch):
 
 def test_proof_sees_a_dropped_cache():
     backbone = tiny_model("llama").base_model
-    backbone.gradient_checkpointing_enable()
+    backbone.activation_checkpointing_enable()
     assert why_unequal("cache", backbone, training=True) is not None
     assert why_unequal("cache", backbone, training=False) is None
 
@@ -287,7 +287,7 @@ def test_state_space_models_fall_back_with_one_line(caplog):
 def test_the_unread_last_tokens_are_left_out(checkpointing, monkeypatch):
     backbone = tiny_model("llama").base_model.train()
     if checkpointing:
-        backbone.gradient_checkpointing_enable()
+        backbone.activation_checkpointing_enable()
     sharing = PrefixSharing("on")
     for name, batch in all_batches().items():
         sharing.run(backbone, batch, last=False)
@@ -336,7 +336,7 @@ def test_active_dropout_is_named():
 def test_auxiliary_loss_counts_prompts_twice(architecture, checkpointing):
     model = tiny_model(architecture).train()
     if checkpointing:
-        model.gradient_checkpointing_enable()
+        model.activation_checkpointing_enable()
     batch = collated([(PROMPT, [20, 21], [30, 31, 32]), (PROMPT[:8], [20], [30, 31, 33])])
     results = []
     for mode in ("off", "on"):
@@ -405,7 +405,7 @@ def test_step_equals_step_without_sharing(tmp_path, kind, architecture, lora, sc
         if lora:
             perturb_adapter(trainer.model)
         if checkpointing:
-            trainer.model.gradient_checkpointing_enable()
+            trainer.model.activation_checkpointing_enable()
         tokens = []
         backbone = trainer.accelerator.unwrap_model(trainer.model)
         backbone = (backbone.get_base_model() if lora else backbone).base_model

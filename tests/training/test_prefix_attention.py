@@ -35,7 +35,7 @@ def test_rows_are_attended_in_two_calls_with_the_values_of_one(monkeypatch, kind
     monkeypatch.setattr(prefix_attention, "_QUERIES", queries)
     backbone = tiny_model(kind).base_model.train()
     disable_dropout_in_model(backbone)
-    backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    backbone.activation_checkpointing_enable({"use_reentrant": False})
     batch = collated([([5 + i for i in range(n)], [20, 21, 22], [30, 31]) for n in prompts])
     weights = torch.randn(*batch["input_ids"].shape, 1, generator=torch.Generator().manual_seed(0))
     weights = weights * batch["completion_mask"][..., None]

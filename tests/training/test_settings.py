@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 
 from sparsepo import SparsePOConfig
@@ -23,6 +25,24 @@ def test_defaults_are_the_librarys():
     assert settings.mask_training.learning_rate == pytest.approx(5e-5)
     assert settings.mask_training.weight_decay == 0.01
     assert settings.mask_training.max_grad_norm == 1.0
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, True),
+        ({"gradient_checkpointing": False}, False),
+        ({"activation_checkpointing": False}, False),
+        ({"gradient_checkpointing_kwargs": '{"use_reentrant": false}'}, True),
+    ],
+)
+def test_checkpointing_by_either_name_and_without_a_warning(settings, expected):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        config = SparsePOConfig("out", use_cpu=True, report_to="none", **settings)
+    assert config.gradient_checkpointing is config.activation_checkpointing is expected
+    kwargs = {"use_reentrant": False} if "gradient_checkpointing_kwargs" in settings else None
+    assert config.gradient_checkpointing_kwargs == config.activation_checkpointing_kwargs == kwargs
 
 
 def test_without_the_fit_the_head_is_as_before():

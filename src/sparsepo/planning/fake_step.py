@@ -126,7 +126,7 @@ class _Step:
             policy = with_adapters(policy, settings)
         if settings.checkpointing:
             backbone: Any = policy
-            backbone.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
+            backbone.activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
             if settings.lora:
                 backbone.enable_input_require_grads()
         mask = None

@@ -223,6 +223,10 @@ class SparsePOConfig(DPOConfig):
         if self.bf16 is None:
             self.bf16 = not self.fp16 and bf16_is_supported(use_cpu=self.use_cpu)
         self._check_settings()
+        # TRL's default has the old name, for which nobody need be warned
+        for name in ("checkpointing", "checkpointing_kwargs"):
+            if getattr(self, f"activation_{name}") is None:
+                setattr(self, f"activation_{name}", getattr(self, f"gradient_{name}"))
         super().__post_init__()
 
     def _check_settings(self) -> None:

@@ -170,7 +170,7 @@ def stand_in(backbone: nn.Module) -> nn.Module:
             module.p = 0.0
     small.to(next(backbone.parameters()).device)
     if is_checkpointing(backbone):
-        small.gradient_checkpointing_enable(_checkpointing_arguments(backbone))
+        small.activation_checkpointing_enable(_checkpointing_arguments(backbone))
     return small
 
 
