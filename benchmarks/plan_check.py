@@ -50,7 +50,7 @@ def measure(case: Case, device: str) -> dict[str, Any]:
     run = Run(case, device)
     run.step()
     states = [t for state in run.optimizer.state.values() for t in state.values() if torch.is_tensor(t) and t.dim()]
-    held = {"weights": tensor_bytes(run.policy.parameters()), "optimizer": tensor_bytes(states)}
+    held = {"weights": tensor_bytes([*run.policy.parameters(), *run.scales()]), "optimizer": tensor_bytes(states)}
     held["reference"] = 0 if run.reference is None else tensor_bytes(run.reference.parameters())
     run.micro_batch()
     gradients = [p.grad for g in run.optimizer.param_groups for p in g["params"] if p.grad is not None]

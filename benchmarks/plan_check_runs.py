@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from contextlib import nullcontext
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -43,6 +44,10 @@ TINY: dict[str, dict[str, Any]] = {
     "tiny Llama": {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4,
                    "num_key_value_heads": 2, "intermediate_size": 160, "vocab_size": 512, "tie_word_embeddings": True,
                    "max_position_embeddings": 512},
+    # large enough that weights are most of it
+    "small Llama": {"model_type": "llama", "hidden_size": 1024, "num_hidden_layers": 6, "num_attention_heads": 8,
+                    "num_key_value_heads": 4, "intermediate_size": 2816, "vocab_size": 4096, "tie_word_embeddings": False,
+                    "max_position_embeddings": 512},
 }  # fmt: skip
 
 
@@ -58,6 +63,7 @@ class Case:
     checkpointing: bool = True
     objective: str = "sparsepo"
     accumulation: int = 1
+    four_bit: bool = False
 
     @property
     def settings(self) -> PlanSettings:
@@ -68,6 +74,7 @@ class Case:
             objective=self.objective,
             mask="learned" if get_objective_class(self.objective).reads_masks else "none",
             lora=self.lora,
+            load_in_4bit=self.four_bit,
             precision=self.precision,
             batch_size=self.pairs,
             accumulation=self.accumulation,
@@ -77,7 +84,7 @@ class Case:
 
     @property
     def title(self) -> str:
-        words = [self.model, "LoRA" if self.lora else "full", self.precision]
+        words = [self.model, "QLoRA" if self.four_bit else "LoRA" if self.lora else "full", self.precision]
         words += ["checkpointing" if self.checkpointing else "no checkpointing"]
         words += [self.objective] if self.objective != "sparsepo" else []
         words += [f"accumulation {self.accumulation}"] if self.accumulation > 1 else []
@@ -85,16 +92,26 @@ class Case:
 
 
 def cases(tiny: bool) -> list[Case]:
-    """The most telling first: a run may be ended before the last."""
+    """The most telling first: a run may be ended before the last. Those of 4 bits need bitsandbytes."""
+    return [case for case in _cases(tiny) if not case.four_bit or find_spec("bitsandbytes")]
+
+
+def _cases(tiny: bool) -> list[Case]:
     if tiny:
-        return [Case(m, 48, 2, lora, "mixed" if lora else "fp32", ck) for m in TINY for lora in (False, True)
-                for ck in (True, False)]  # fmt: skip
+        names = [name for name in TINY if name.startswith("tiny")]
+        ways = [(lora, "mixed" if lora else "fp32", ck) for lora in (False, True) for ck in (True, False)]
+        return [Case(name, 48, 2, *way) for name in names for way in ways] + [
+            Case(name, 64, 2, True, "fp32", ck, four_bit=True) for name in TINY for ck in (True, False)
+        ]
     ways = [(lora, precision, ck) for lora in (False, True) for precision in ("mixed", "bf16") for ck in (True, False)]
     sizes = [("Pythia-1.4B", 2048, 2), ("Pythia-410M", 1024, 4), ("Pythia-160M", 512, 8), ("Pythia-1.4B", 512, 4)]
     found = [Case(model, length, pairs, *way) for model, length, pairs in sizes[:1] for way in ways]
     found += [
         Case("Llama-8B", 2048, 2, True, "bf16"),
         Case("Llama-8B", 1024, 2, True, "bf16", False),
+        Case("Llama-8B", 2048, 2, True, "bf16", four_bit=True),
+        Case("Llama-8B", 1024, 2, True, "bf16", False, four_bit=True),
+        Case("Pythia-1.4B", 2048, 2, True, "bf16", four_bit=True),
         Case("Qwen2-0.5B", 1024, 4),
         Case("Qwen2-0.5B", 1024, 4, checkpointing=False),
         Case("Pythia-1.4B", 2048, 2, objective="dpo"),
@@ -103,6 +120,26 @@ def cases(tiny: bool) -> list[Case]:
         Case("Pythia-1.4B", 128, 1),
     ]
     return found + [Case(model, length, pairs, *way) for model, length, pairs in sizes[1:] for way in ways]
+
+
+def quantised(model: Any, dtype: torch.dtype, device: str) -> Any:
+    """The model with linear layers of 4 bits, as transformers loads them from a folder; needs bitsandbytes."""
+    import bitsandbytes
+    from transformers.quantizers.base import get_keys_to_not_convert
+
+    kept = set(get_keys_to_not_convert(model))
+    for name, old in list(model.named_modules()):
+        if type(old) is torch.nn.Linear and name not in kept:
+            has_bias = old.bias is not None
+            new = bitsandbytes.nn.Linear4bit(old.in_features, old.out_features, has_bias, dtype, False, "nf4")
+            new.support_avx512bf16_for_cpu = False  # which packs weights anew for evaluation
+            new.weight = bitsandbytes.nn.Params4bit(
+                old.weight.data.cpu(), requires_grad=False, compress_statistics=False, quant_type="nf4", module=new
+            )
+            new.bias = old.bias
+            model.set_submodule(name, new.to(device))
+    model.is_loaded_in_4bit = True  # what PEFT asks
+    return model
 
 
 class Run:
@@ -120,6 +157,8 @@ class Run:
                 self.config, dtype=getattr(torch, self.settings.weight_dtype), attn_implementation="sdpa"
             )
         self.reference: Any = None
+        if case.four_bit:
+            policy = quantised(policy, getattr(torch, self.settings.weight_dtype), device)
         if case.lora:
             policy = self._adapted(policy)
         self.held["weights"] = self._now() - before
@@ -142,6 +181,10 @@ class Run:
 
         config = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
         adapted: Any = get_peft_model(policy, config)
+        if self.case.four_bit:  # as TRL does
+            for parameter in adapted.parameters():
+                if parameter.requires_grad:
+                    parameter.data = parameter.data.bfloat16()
         if self.case.checkpointing:
             adapted.enable_input_require_grads()
         return adapted
@@ -168,6 +211,11 @@ class Run:
         identity = torch.arange(self.case.pairs, device=self.device)
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "completion_mask": completion,
                 "row_id": identity}  # fmt: skip
+
+    def scales(self) -> list[torch.Tensor]:
+        """What stands beside weights of 4 bits."""
+        states = [p.quant_state for p in self.policy.parameters() if hasattr(p, "quant_state")]
+        return [tensor for state in states for tensor in (state.absmax, state.code)]
 
     def autocast(self) -> Any:
         return torch.autocast(self.device, dtype=torch.bfloat16) if self.settings.autocast else nullcontext()

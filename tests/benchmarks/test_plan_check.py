@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -52,7 +53,7 @@ def test_a_step_without_trl_takes_what_was_planned(tmp_path):
 @pytest.mark.long
 def test_tiny_models_on_a_cpu_take_what_was_planned(tmp_path):
     found = run(tmp_path)
-    assert len(found["rows"]) == 8
+    assert len(found["rows"]) == (14 if find_spec("bitsandbytes") else 8)
     within(found, 0.1)
 
 

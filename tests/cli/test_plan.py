@@ -108,7 +108,7 @@ def test_wrong_questions_are_answered_in_one_line(sparsepo: Call, arguments: tup
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("load_in_4bit: true", "quantised weights"),
+        ("load_in_8bit: true", "weights of 8 bits"),
         ("optim: lion_8bit", "optim=lion_8bit"),
         ("objektive: dpo", "unknown setting 'objektive'"),
     ],

@@ -266,6 +266,17 @@ def test_quantised_weights_without_their_library(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+def test_quantised_weights_without_an_adapter(
+    sparsepo: Call, tmp_path: Path, model_folder: Path, pairs_file: Path, monkeypatch: pytest.MonkeyPatch, bits: int
+) -> None:
+    monkeypatch.setattr(parallelism, "find_spec", lambda name: True)
+    result = train(sparsepo, model_folder, pairs_file, tmp_path / "out", f"--load_in_{bits}bit")
+    assert result.status == 1
+    assert f"load_in_{bits}bit=True without an adapter" in result.err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_run_that_the_health_monitor_ends_is_no_success(
     sparsepo: Call, tmp_path: Path, model_folder: Path, pairs_file: Path
 ) -> None:

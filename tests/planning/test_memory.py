@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
 from sparsepo.planning.devices import GIB, device_of
 from sparsepo.planning.fake_step import record_step
@@ -60,6 +60,45 @@ def test_states_are_exact(kind: str) -> None:
     rounded = sum(-(-4 * p.numel() // 512) * 512 for p in model.parameters())
     assert record.weights == record.reference == record.trainable_bytes == rounded
     assert record.trainable == model.num_parameters()
+
+
+@pytest.mark.parametrize("double", [False, True])
+@pytest.mark.parametrize("kind", [kind for kind in TINY if kind != "mixtral"])
+def test_weights_of_four_bits_are_exact(tmp_path: Path, kind: str, double: bool) -> None:
+    """What transformers and bitsandbytes load."""
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **TINY[kind])).save_pretrained(tmp_path)
+    quantised = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=double)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=quantised, dtype=torch.bfloat16)
+    held = [(p.data, getattr(p, "quant_state", None)) for p in model.parameters()]
+    assert any(state is not None for _, state in held)
+    tensors = [tensor for tensor, _ in held]
+    for state in (state for _, state in held if state is not None):
+        tensors += [state.absmax, *((state.state2.absmax,) if double else ())]
+    settings = run_of(precision="bf16", lora=True, load_in_4bit=True, double_quant=double)
+    record = record_step(tiny_shape(kind), settings, 32, 16, on_gpu=False)
+    codes = 512 * (1 + double) * sum(state is not None for _, state in held)
+    rounded = sum(-(-t.nbytes // 512) * 512 for t in tensors)
+    assert record.weights - record.trainable_bytes == pytest.approx(rounded + codes, abs=codes)
+    assert 0 < record.scales < record.weights
+    assert record.trainable_bytes < 2 * record.trainable + 512 * len(tensors) * 2
+
+
+def test_four_bits_save_memory_and_are_shared_out() -> None:
+    shape = shape_of(config_by_hand(None, layers=4, hidden=512, vocab=1000), "llama")
+    run = run_of(128, lora=True, precision="bf16")
+    whole, packed = (plan_memory(shape, run.changed(load_in_4bit=bits), 80 * GIB) for bits in (False, True))
+    numbers = 2 * (shape.parameters - shape.embeddings)
+    assert whole.parts["weights"] - packed.parts["weights"] == pytest.approx(
+        numbers * (1 - (0.5 + 4 / 64) / 2) + 2 * packed.record.trainable, rel=0.01)  # fmt: skip
+    assert packed.record.flops == whole.record.flops
+    written = packed.record.traffic["reference"] - whole.record.traffic["reference"]  # unpacked once, without adapters
+    assert written == pytest.approx(numbers, rel=0.01)
+    shares = [plan_memory(shape, run.changed(load_in_4bit=True, sharding="fsdp2", devices=n), 80 * GIB).parts["weights"]
+              for n in (2, 4)]  # fmt: skip
+    scales = packed.record.scales
+    assert shares[0] - scales == pytest.approx(2 * (shares[1] - scales))
+    assert shares[0] == pytest.approx((packed.parts["weights"] - scales) / 2 + scales, rel=0.01)
 
 
 def test_measured_steps_on_a_gpu_lie_within_a_tenth() -> None:
@@ -141,8 +180,12 @@ def test_wrong_sizes_are_refused() -> None:
         config_by_hand(1e6, 12, 768, 50000)
     with pytest.raises(ValueError, match="multiple of heads=7"):
         config_by_hand(None, 2, 32, 100, heads=7)
-    for values, named in (({"batch_size": 0}, "batch_size=0"), ({"precision": "int8"}, "precision='int8'"),
-                          ({"devices": 2}, "need a sharding"), ({"prompt_tokens": 40}, "more than max_length")):  # fmt: skip
+    for values, named in (
+        ({"batch_size": 0}, "batch_size=0"), ({"precision": "int8"}, "precision='int8'"),
+        ({"devices": 2}, "need a sharding"), ({"prompt_tokens": 40}, "more than max_length"),
+        ({"load_in_4bit": True}, "needs lora=True"),
+        ({"load_in_4bit": True, "lora": True, "sharding": "zero3"}, "cannot be planned"),
+    ):  # fmt: skip
         with pytest.raises(ValueError, match=named):
             run_of(32, **values)
     with pytest.raises(ValueError, match="did you mean H100"):

@@ -221,6 +221,23 @@ def test_the_command(tmp_path: Path, base: Path) -> None:
     assert load_mask(tmp_path / "out").is_trainable
 
 
+def test_the_command_goes_on_training_an_adapter(tmp_path: Path, base: Path) -> None:
+    write_rows(tmp_path / "pairs.jsonl", list(preference_rows(8)))
+    short = [flag for flag in SHORT_RUN if flag != "--use_cpu" or DEVICE == "cpu"]
+    command = ["train", "--dataset_name", str(tmp_path / "pairs.jsonl"), "--load_in_4bit", "--logging_steps=1", *short]
+    first, second = tmp_path / "first", tmp_path / "second"
+    more = ["--use_peft", "--lora_r=2", "--learning_rate=1e-2", "--max_steps=3"]
+    assert main([*command, "--model_name_or_path", str(base), "--output_dir", str(first), *more]) == 0
+    assert main([*command, "--model_name_or_path", str(first), "--output_dir", str(second)]) == 0
+    before, after = (load_file(folder / "adapter_model.safetensors") for folder in (first, second))
+    assert before.keys() == after.keys()
+    assert {value.dtype for value in after.values()} == {torch.bfloat16}
+    assert moved(before, after) > 0
+    logs = [json.loads((folder / "trainer_state.json").read_text())["log_history"] for folder in (first, second)]
+    away, start = list(steps_of(logs[0]))[-1]["kl/chosen"], next(iter(steps_of(logs[1])))["kl/chosen"]
+    assert abs(start) < 1e-5 < away  # the reference is the first adapter
+
+
 def test_eight_bits(tmp_path: Path, base: Path) -> None:
     trainer = trainer_of(tmp_path / "run", base, BitsAndBytesConfig(load_in_8bit=True))
     frozen = quantised_weights(trainer)

@@ -34,12 +34,12 @@ def check_model_name(name: str | None, flag: str) -> str:
 
 
 def check_quantisation(model_args: Any) -> None:
-    """Refuse 4-bit and 8-bit weights before anything is loaded where bitsandbytes is missing.
+    """Refuse 4-bit and 8-bit weights before anything is loaded where bitsandbytes or an adapter is missing.
 
     Raises:
         CliError: with what to install.
     """
-    from sparsepo.training.parallelism import refuse_missing_bitsandbytes
+    from sparsepo.training.parallelism import refuse_missing_bitsandbytes, without_adapter
 
     for bits in (4, 8):
         if getattr(model_args, f"load_in_{bits}bit", False):
@@ -47,6 +47,8 @@ def check_quantisation(model_args: Any) -> None:
                 refuse_missing_bitsandbytes(bits)
             except ValueError as error:
                 raise CliError(str(error)) from None
+            if not model_args.use_peft and not is_adapter(model_args.model_name_or_path):
+                raise CliError(without_adapter(bits))
 
 
 def checkpoints_hint(folder: Path) -> str:

@@ -66,6 +66,9 @@ def _add_run(group: Any) -> None:
     group.add_argument("--lora", action="store_true", default=None, help="train adapters on all linear layers")
     group.add_argument("--lora_r", type=int, help="their rank")
     group.add_argument(
+        "--load_in_4bit", action="store_true", default=None, help="frozen weights with 4 bits (QLoRA); with --lora"
+    )
+    group.add_argument(
         "--precision",
         choices=("mixed", "bf16", "fp32"),
         help="mixed: float32 weights, bfloat16 arithmetic (the trainer's way on a GPU); bf16: bfloat16 weights too",
@@ -187,10 +190,10 @@ def _settings(args: argparse.Namespace, recipe: dict[str, Any], config: Any) -> 
 
     values = dict(recipe)
     values |= {name: getattr(args, name) for name in _FIELDS if getattr(args, name) is not None}
-    for flag, name, value in (("lora", "lora", True), ("precompute_ref", "precompute_ref", True),
-                              ("no_checkpointing", "checkpointing", False)):  # fmt: skip
-        if getattr(args, flag):
-            values[name] = value
+    switches = ("lora", "load_in_4bit", "precompute_ref")
+    values |= {name: True for name in switches if getattr(args, name)}
+    if args.no_checkpointing:
+        values["checkpointing"] = False
     positions = positions_in(config) or 1024
     if values.get("max_length") is None:
         values["max_length"] = min(1024, positions)

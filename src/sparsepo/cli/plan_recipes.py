@@ -22,10 +22,9 @@ def settings_of_recipe(path: str) -> dict[str, Any]:
 
     parsed = parse(["--config", path])
     config, model, own, given = parsed.config, parsed.model, parsed.own, parsed.given
-    for name in ("load_in_4bit", "load_in_8bit"):
-        if getattr(model, name, False):
-            raise CliError(f"{name}: a plan does not follow quantised weights. Plan with --precision bf16 --lora: the "
-                           "weights then take about a quarter (4 bits) or half (8 bits) of what it says.")  # fmt: skip
+    if model.load_in_8bit:
+        raise CliError("load_in_8bit: a plan does not follow weights of 8 bits. Plan with --precision bf16 --lora: the "
+                       "weights then take about half of what it says.")  # fmt: skip
     values: dict[str, Any] = {
         "model": model.model_name_or_path,
         "objective": config.objective,
@@ -38,6 +37,8 @@ def settings_of_recipe(path: str) -> dict[str, Any]:
         "scorer_memory_mib": config.scorer_memory_mib,
         "lora": bool(model.use_peft),
         "lora_r": model.lora_r,
+        "load_in_4bit": bool(model.load_in_4bit),
+        "double_quant": bool(model.use_bnb_nested_quant),
         "precision": _precision(config, model, given),
         "optimizer": _known("optim", str(getattr(config.optim, "value", config.optim)), _OPTIMIZERS),
     }

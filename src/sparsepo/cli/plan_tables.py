@@ -37,6 +37,7 @@ def print_plan(plan: Any) -> None:
 def _run_line(plan: Any) -> str:
     settings, record = plan.settings, plan.memory.record
     what = f"LoRA r {settings.lora_r}" if settings.lora else "all weights"
+    what += " on 4 bits" if settings.load_in_4bit else ""
     words = [
         f"{settings.objective}, mask {settings.mask}",
         f"{what}: {record.trainable:,} trained numbers" + (

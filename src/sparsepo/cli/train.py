@@ -147,11 +147,13 @@ def _trainer(settings: TrainSettings, name: str, tokenizer: Any, sets: Any) -> A
     from trl import get_quantization_config
 
     from sparsepo.training import SparsePOTrainer
+    from sparsepo.training.parallelism import refuse_quantisation
 
     from .models import adapter_config, init_kwargs, is_adapter, load_adapter, load_model
 
     config = settings.config
     kwargs = init_kwargs(settings.model, config)
+    quantised = get_quantization_config(settings.model)
     model: Any = name
     if is_adapter(name):
         if settings.model.use_peft:
@@ -159,7 +161,9 @@ def _trainer(settings: TrainSettings, name: str, tokenizer: Any, sets: Any) -> A
                 f"model_name_or_path={name} is an adapter already: leave use_peft out to go on training it, or merge it "
                 "first with `sparsepo merge`."
             )
-        model = load_adapter(name, kwargs, trainable=True)
+        refuse_quantisation(quantised, config)
+        given = {} if quantised is None else {"quantization_config": quantised}
+        model, quantised = load_adapter(name, kwargs | given, trainable=True), None
         config.model_init_kwargs = None
     else:
         config.model_init_kwargs = kwargs
@@ -171,7 +175,7 @@ def _trainer(settings: TrainSettings, name: str, tokenizer: Any, sets: Any) -> A
         train_dataset=sets.train,
         eval_dataset=sets.evaluation,
         processing_class=tokenizer,
-        quantization_config=get_quantization_config(settings.model),
+        quantization_config=quantised,
         peft_config=adapter_config(settings.model),
     )
 

@@ -13,7 +13,19 @@ from .settings import PlanSettings
 from .shapes import ModelShape
 
 # In the order in which they are tried together: what costs time, then digits, then what changes the method, then money
-_NAMES = ("checkpointing", "batch", "scorer", "cache", "shard", "eight_bit", "half", "shorter", "lora", "more")
+_NAMES = (
+    "checkpointing",
+    "batch",
+    "scorer",
+    "cache",
+    "shard",
+    "eight_bit",
+    "half",
+    "shorter",
+    "lora",
+    "four_bit",
+    "more",
+)
 SMALL_SCORER = 256  # MiB of rows of logits
 LARGE_CACHE = 50 << 30  # the default of precompute_ref_max_gib: a larger one is not what is tried first
 
@@ -87,7 +99,7 @@ def _together(
         if name == "cache" and cache > LARGE_CACHE:
             continue
         for change in _changes(name, settings, cache):
-            if change["flags"] not in helps:
+            if change["flags"] not in helps and name != "four_bit":  # whose flags depend on whether LoRA was taken
                 continue
             tell("with " + change["flags"])
             found = plan_memory(shape, change["settings"], device_bytes)
@@ -131,6 +143,11 @@ def _changes(name: str, settings: PlanSettings, cache: float) -> Iterator[dict[s
         yield change(f"--max_length {half}", "long rows are cut", max_length=half)
     if name == "lora" and not settings.lora:
         yield change("--use_peft true", "adapters instead of all weights", lora=True)
+    if name == "four_bit" and not settings.load_in_4bit and settings.sharding != "zero3":
+        flags = "--load_in_4bit true --dtype bfloat16"
+        yield change(flags if settings.lora else f"--use_peft true {flags}",
+                     "adapters; frozen weights rounded to 4 bits and unpacked for every product (bitsandbytes)",
+                     lora=True, load_in_4bit=True, precision="bf16")  # fmt: skip
     if name == "more":
         count = 8 if settings.devices == 1 else 2 * settings.devices
         flags = f"--accelerate_config fsdp2 --num_processes {count}"

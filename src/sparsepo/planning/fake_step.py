@@ -14,6 +14,7 @@ from sparsepo.masks import LearnedMask
 
 from .fake_device import as_on_cuda
 from .fake_models import base_of, fake, forward_arguments, optimizer_state, output_embeddings, with_adapters
+from .four_bit import adapters_in_half, scales_in, with_four_bits
 from .ledger import Ledger, bytes_of, dtype_of
 from .needs import MASK_MAP, Needs, needs_of
 from .scorer_memory import ScorerShape, ScorerStandIn, products_of
@@ -39,6 +40,7 @@ class StepRecord:
         mask_parameters: of the mask's heads.
         weights, reference: bytes of the policy's and the reference's weights.
         trainable_bytes: bytes of the trained weights.
+        scales: bytes of the scales of 4-bit weights, which no sharding divides.
     """
 
     peak: dict[str, int]
@@ -53,6 +55,7 @@ class StepRecord:
     weights: int
     reference: int
     trainable_bytes: int
+    scales: int = 0
 
 
 def record_step(
@@ -122,8 +125,12 @@ class _Step:
         if self.needs.loads_reference:
             reference = meta_model(self.shape.config, settings.weight_dtype, settings.attention)
             reference.eval().requires_grad_(False)
+        if settings.load_in_4bit:
+            policy = with_four_bits(policy, settings.double_quant)
         if settings.lora:
             policy = with_adapters(policy, settings)
+        if settings.load_in_4bit:
+            adapters_in_half(policy)
         if settings.checkpointing:
             backbone: Any = policy
             backbone.activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
@@ -149,7 +156,7 @@ class _Step:
         ledger = self.ledger
         with ledger.part("weights"):
             self.policy = fake(policy)
-        self.weights = bytes_of(self.policy.parameters())
+        self.weights, self.scales = bytes_of(self.policy.parameters()), bytes_of(scales_in(self.policy))
         trained = [p for p in self.policy.parameters() if p.requires_grad]
         self.trainable, self.trainable_bytes = sum(p.numel() for p in trained), bytes_of(trained)
         with ledger.part("reference"):
@@ -277,4 +284,5 @@ class _Step:
             self.weights,
             self.reference_bytes,
             self.trainable_bytes,
+            self.scales,
         )

@@ -125,15 +125,18 @@ def _sharded_states(shape: ModelShape, settings: PlanSettings, record: StepRecor
     if kind == "fsdp2":
         frozen = (all_numbers - trained) * (wide if not settings.lora else 2 if settings.precision == "bf16" else 4)
         width = 4 if settings.lora else wide
+        block = 2.0 * shape.largest_block
+        if settings.load_in_4bit:  # what is not quantised stays as wide as it is
+            frozen, width, block = record.weights - record.trainable_bytes - record.scales, 2, block / 4
         models = 2 if record.reference else 1
         parts = {
-            "weights": (frozen + trained * width) / n,
+            "weights": (frozen + trained * width) / n + record.scales,
             "gradients": trained * width / n,
             "optimizer": states * trained * width / n + mask_states,
             "reference": record.reference and shape.parameters * wide / n,
             # two blocks gathered ahead in half precision, their gradients before they are scattered; embeddings and head,
             # which stay whole once they are gathered; the scorer's head in the weights' own type, and in half precision
-            "sharding": 2 * 2 * shape.largest_block
+            "sharding": 2 * block
             + (0 if settings.lora else 2 * wide * shape.largest_block)
             + models * (2 * shape.embeddings + (wide + (2 if wide == 4 else 0)) * shape.head),
         }

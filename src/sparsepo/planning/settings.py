@@ -32,6 +32,8 @@ class PlanSettings:
         lora: train adapters instead of the weights.
         lora_r: their rank.
         lora_targets: ``all-linear``, or names of modules; None: PEFT's for the architecture.
+        load_in_4bit: the frozen linear layers have 4 bits (QLoRA), and the adapters are in bfloat16.
+        double_quant: their scales are quantised too (``use_bnb_nested_quant``).
         precision: of :data:`PRECISIONS`.
         batch_size: pairs of a micro-batch on one device.
         accumulation: micro-batches of an optimiser step.
@@ -57,6 +59,8 @@ class PlanSettings:
     lora: bool = False
     lora_r: int = 16
     lora_targets: str | tuple[str, ...] | None = "all-linear"
+    load_in_4bit: bool = False
+    double_quant: bool = False
     precision: str = "mixed"
     batch_size: int = 1
     accumulation: int = 1
@@ -84,6 +88,7 @@ class PlanSettings:
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(allowed)}.")
         self._check_lengths()
+        self._check_four_bits()
         if self.sharding == "none" and self.devices > 1:
             raise ValueError(f"devices={self.devices} need a sharding: ddp, fsdp2, zero2 or zero3.")
 
@@ -94,9 +99,17 @@ class PlanSettings:
                 f"max_length={self.max_length}; the average row cannot be longer than the longest."
             )
 
+    def _check_four_bits(self) -> None:
+        if self.load_in_4bit and not self.lora:
+            raise ValueError("load_in_4bit=True needs lora=True: quantised weights are not trained.")
+        if self.load_in_4bit and self.sharding == "zero3":
+            raise ValueError(
+                "load_in_4bit=True with sharding='zero3' cannot be planned; use fsdp2, which shards them too."
+            )
+
     @property
     def weight_dtype(self) -> str:
-        """Type of the weights that are trained, or that adapters stand on."""
+        """Type of the weights that are trained, or that adapters stand on, as far as they have not 4 bits."""
         return "bfloat16" if self.precision == "bf16" else "float32"
 
     @property

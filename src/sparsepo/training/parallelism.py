@@ -62,8 +62,9 @@ def refuse_unsharded_run(config: SparsePOConfig, accelerator: Any) -> None:
         )
 
 
-def refuse_quantisation(quantization_config: Any, config: SparsePOConfig) -> None:
-    """Refuse bitsandbytes weights that could not be loaded, or that FSDP2 would not shard. Raises ``ValueError``."""
+def refuse_quantisation(quantization_config: Any, config: SparsePOConfig, has_adapter: bool = True) -> None:
+    """Refuse bitsandbytes weights that could not be loaded or trained, or that FSDP2 would not shard. Raises
+    ``ValueError``."""
     if quantization_config is None:
         return
     bits = 4 if getattr(quantization_config, "load_in_4bit", False) else 8
@@ -71,6 +72,8 @@ def refuse_quantisation(quantization_config: Any, config: SparsePOConfig) -> Non
     if not is_bitsandbytes:
         return
     refuse_missing_bitsandbytes(bits)
+    if not has_adapter:
+        raise ValueError(without_adapter(bits))
     if _fsdp_version(config) is None:
         return
     if bits == 8:
@@ -81,6 +84,14 @@ def refuse_quantisation(quantization_config: Any, config: SparsePOConfig) -> Non
             f"bnb_4bit_quant_storage={str(storage).removeprefix('torch.')} stays whole on every device under FSDP2; set "
             "bnb_4bit_quant_storage=bfloat16 (the type of the other weights), so that the quantised weights are sharded."
         )
+
+
+def without_adapter(bits: int) -> str:
+    """What is wrong with quantised weights alone."""
+    return (
+        f"load_in_{bits}bit=True without an adapter: quantised weights are not trained. Give a peft_config (--use_peft), or "
+        "leave the quantisation out."
+    )
 
 
 def refuse_missing_bitsandbytes(bits: int) -> None:

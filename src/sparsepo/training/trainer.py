@@ -126,7 +126,7 @@ class SparsePOTrainer(
         self._start_is_fitted = False
         refuse_cache(args, self.objective)
         refuse_parallelism(args, self.settings.mask_kind == "learned" if mask is None else mask.is_trainable)
-        refuse_quantisation(quantization_config, args)
+        refuse_quantisation(quantization_config, args, peft_config is not None)
         self._refuse(args, model, ref_model, processing_class, peft_config, train_dataset, eval_dataset)
         if isinstance(model, nn.Module):
             detach_mask(model)  # that of an earlier run: it would be copied, optimised and saved along
