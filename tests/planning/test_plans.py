@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from sparsepo.masks import LearnedMask
-from sparsepo.planning.advice import LARGE_CACHE, advise
+from sparsepo.planning.advice import LARGE_CACHE, _changes, advise
 from sparsepo.planning.devices import DEVICES, GIB, device_of
 from sparsepo.planning.disk import plan_disk
 from sparsepo.planning.memory import plan_memory
@@ -108,6 +108,22 @@ def test_advice_is_ranked_and_the_first_that_is_enough(shape: ModelShape) -> Non
     assert plan_memory(shape, last.settings, small).fits(small)
     assert all(not plan_memory(shape, change.settings, small).fits(small) for change in before)
     assert advice.together[0].flags == "--activation_checkpointing true"  # what costs least is tried first
+
+
+def test_four_bits_are_advised_after_lora() -> None:
+    shape = shape_of(config_by_hand(None, layers=4, hidden=1024, vocab=500), "deep")
+    run = run_of()
+    packed = plan_memory(shape, run.changed(lora=True, precision="bf16", load_in_4bit=True), 80 * GIB)
+    small = (packed.total + 0.01 * GIB) / 0.92
+    for settings in (run, run.changed(lora=True)):
+        advice = advise(shape, settings, plan_memory(shape, settings, small), small)
+        flags = "--load_in_4bit true --dtype bfloat16"
+        assert (flags if settings.lora else f"--use_peft true {flags}") in [change.flags for change in advice.changes]
+        assert advice.together is not None
+        assert [change.flags for change in advice.together][-1] == flags
+    sharded = run.changed(lora=True, load_in_4bit=True, precision="bf16")
+    (more,) = _changes("more", sharded, 0.0)
+    assert more["flags"] == "--accelerate_config fsdp2 --num_processes 8 --bnb_4bit_quant_storage bfloat16"
 
 
 def test_a_device_that_is_too_small_for_anything(shape: ModelShape) -> None:

@@ -47,7 +47,8 @@ def check_quantisation(model_args: Any) -> None:
                 refuse_missing_bitsandbytes(bits)
             except ValueError as error:
                 raise CliError(str(error)) from None
-            if not model_args.use_peft and not is_adapter(model_args.model_name_or_path):
+            name = model_args.model_name_or_path
+            if not model_args.use_peft and not (name and is_adapter(name)):
                 raise CliError(without_adapter(bits))
 
 

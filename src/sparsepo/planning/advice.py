@@ -13,19 +13,8 @@ from .settings import PlanSettings
 from .shapes import ModelShape
 
 # In the order in which they are tried together: what costs time, then digits, then what changes the method, then money
-_NAMES = (
-    "checkpointing",
-    "batch",
-    "scorer",
-    "cache",
-    "shard",
-    "eight_bit",
-    "half",
-    "shorter",
-    "lora",
-    "four_bit",
-    "more",
-)
+_NAMES = ("checkpointing", "batch", "scorer", "cache", "shard", "eight_bit", "half", "shorter", "lora", "four_bit",
+          "more")  # fmt: skip
 SMALL_SCORER = 256  # MiB of rows of logits
 LARGE_CACHE = 50 << 30  # the default of precompute_ref_max_gib: a larger one is not what is tried first
 
@@ -119,6 +108,10 @@ def _changes(name: str, settings: PlanSettings, cache: float) -> Iterator[dict[s
     def change(flags: str, cost: str, **values: Any) -> dict[str, Any]:
         return {"flags": flags, "cost": cost, "settings": settings.changed(**values)}
 
+    storage = (
+        " --bnb_4bit_quant_storage bfloat16" if settings.load_in_4bit else ""
+    )  # FSDP2 shards floating numbers only
+
     if name == "checkpointing" and not settings.checkpointing:
         yield change("--activation_checkpointing true", "a third more time", checkpointing=True)
     if name == "batch" and settings.batch_size > 1:
@@ -132,7 +125,7 @@ def _changes(name: str, settings: PlanSettings, cache: float) -> Iterator[dict[s
         cost = f"{cache / 2**30:,.0f} GiB of disk, one pass of the reference before training"
         yield change("--precompute_ref true", cost, precompute_ref=True)
     if name == "shard" and settings.devices > 1 and settings.sharding in ("ddp", "zero2"):
-        yield change("--accelerate_config fsdp2", "communication", sharding="fsdp2")
+        yield change("--accelerate_config fsdp2" + storage, "communication", sharding="fsdp2")
     if name == "eight_bit" and settings.optimizer == "adamw" and not settings.lora:
         yield change("--optim adamw_bnb_8bit", "optimiser states with 8 bits (bitsandbytes)", optimizer="adamw_8bit")
     if name == "half" and settings.precision == "mixed":
@@ -150,5 +143,5 @@ def _changes(name: str, settings: PlanSettings, cache: float) -> Iterator[dict[s
                      lora=True, load_in_4bit=True, precision="bf16")  # fmt: skip
     if name == "more":
         count = 8 if settings.devices == 1 else 2 * settings.devices
-        flags = f"--accelerate_config fsdp2 --num_processes {count}"
+        flags = f"--accelerate_config fsdp2 --num_processes {count}" + storage
         yield change(flags, f"{count} devices, communication", sharding="fsdp2", devices=count)
