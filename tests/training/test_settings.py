@@ -120,6 +120,10 @@ def test_l1_of_a_common_mask_is_halved():
     assert one_sided.l1_reward == 0.001
 
 
+def test_a_norm_without_bound_is_allowed():
+    assert config(max_grad_norm=float("inf")).max_grad_norm == float("inf")
+
+
 def test_needs_follow_the_settings():
     assert not resolve_settings(config(objective="dpo")).objective.needs_kl
     assert resolve_settings(config(objective="dpo", kl_anchor=0.1)).objective.needs_kl
@@ -138,6 +142,10 @@ def test_needs_follow_the_settings():
         ({"mask_dropout": 1.0}, r"mask_dropout=1.0 must lie in \[0, 1\)"),
         ({"mask_l1_kl": -1}, "mask_l1_kl=-1 must be at least 0"),
         ({"mask_learning_rate": float("nan")}, "mask_learning_rate=nan must be a number"),
+        ({"beta": 10**400}, "beta=1000.*0 must be a number"),
+        ({"learning_rate": float("nan")}, "learning_rate=nan must be a finite number"),
+        ({"logging_steps": float("inf")}, "logging_steps=inf must be a finite number"),
+        ({"weight_decay": 10**400}, "weight_decay=1000.*0 must be a finite number"),
         ({"mask_activation_groups": ["mlp", "heads"]}, "mask_activation_groups='heads' is not one of mlp"),
         ({"mask_activation_groups": ["mlp", "mlp"]}, "names a group twice"),
         ({"mask_activation_groups": []}, "must be a list of"),

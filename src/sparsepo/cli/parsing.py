@@ -81,7 +81,7 @@ class SettingsParser(CommandParser, TrlParser):
             try:
                 values[name] = fitted(value, self.hints[name])
             except ValueError as error:
-                raise CliError(f"{recipe.where(name)}: {name}: {value!r} {error}.") from None
+                raise CliError(f"{recipe.where(name)}: {name}: {value!r:.200} {error}.") from None
             if name in self.choices and values[name] is not None and values[name] not in self.choices[name]:
                 allowed = ", ".join(map(str, self.choices[name]))
                 raise CliError(f"{recipe.where(name)}: {name}: {value!r} is not one of {allowed}.")
@@ -173,6 +173,9 @@ def _number(value: Any, kind: type) -> Any:
             raise ValueError(wanted) from None
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError(wanted)
-    if kind is int and int(value) != value:
+    if kind is int and isinstance(value, float) and not value.is_integer():
         raise ValueError(wanted)
-    return kind(value)
+    try:
+        return kind(value)
+    except OverflowError:  # beyond what a float holds
+        raise ValueError(f"{wanted} below 1.8e308") from None

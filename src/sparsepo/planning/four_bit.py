@@ -27,7 +27,7 @@ class FourBitLinear(nn.Linear):
         nn.Module.__init__(self)
         rows, columns = layer.weight.shape
         self.out_features, self.in_features = (columns, rows) if isinstance(layer, Conv1D) else (rows, columns)
-        self.double = double
+        self.nested = double
         count = rows * columns
         blocks = -(-count // BLOCK)
         with torch.device("meta"):
@@ -44,7 +44,7 @@ class FourBitLinear(nn.Linear):
 
     def unpacked(self, dtype: torch.dtype) -> Tensor:
         """The weight in its own shape; zeros, which the ledger counts as bytes that are written."""
-        scales = torch.zeros(self.scales.shape) if self.double else None
+        scales = torch.zeros(self.scales.shape) if self.nested else None
         weight = torch.zeros(self.out_features, self.in_features, dtype=dtype)
         del scales
         return weight

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +12,15 @@ from sparsepo.masks.gates import GATES
 from sparsepo.objectives import OBJECTIVES
 
 from .trl_bridge import DPOConfig, bf16_is_supported
-from .validation import check_bool, check_choice, check_fraction, check_number, check_steps, check_string_list
+from .validation import (
+    check_all_finite,
+    check_bool,
+    check_choice,
+    check_fraction,
+    check_number,
+    check_steps,
+    check_string_list,
+)
 
 MASK_KINDS = ("learned", "activation", "dense", "random", "data")
 GATE_NAMES = tuple(GATES)
@@ -223,6 +232,8 @@ class SparsePOConfig(DPOConfig):
         if self.bf16 is None:
             self.bf16 = not self.fp16 and bf16_is_supported(use_cpu=self.use_cpu)
         self._check_settings()
+        # without a bound gradients are not clipped, yet their norm is measured
+        check_all_finite({n: v for n, v in vars(self).items() if (n, v) != ("max_grad_norm", math.inf)})
         # TRL's default has the old name, for which nobody need be warned
         for name in ("checkpointing", "checkpointing_kwargs"):
             if getattr(self, f"activation_{name}") is None:

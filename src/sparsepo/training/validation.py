@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -35,12 +35,26 @@ def check_number(
         return
     kind = "a whole number" if integer else "a number"
     valid = isinstance(value, int if integer else (int, float)) and not isinstance(value, bool)
-    if not valid or not math.isfinite(value):
-        raise ValueError(f"{name}={value!r} must be {kind}.")
+    if not valid or not _is_finite(value):
+        raise ValueError(f"{name}={value!r:.60} must be {kind}.")
     if least is not None and value < least:
         raise ValueError(f"{name}={value!r} must be at least {least}.")
     if above is not None and value <= above:
         raise ValueError(f"{name}={value!r} must be above {above}.")
+
+
+def check_all_finite(values: Mapping[str, Any]) -> None:
+    """Raise ``ValueError`` if a number among the settings is infinite, nan, or beyond what a float holds."""
+    for name, value in values.items():
+        if isinstance(value, int | float) and not _is_finite(value):
+            raise ValueError(f"{name}={value!r:.60} must be a finite number.")
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def check_fraction(name: str, value: Any) -> None:
