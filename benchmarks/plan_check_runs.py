@@ -16,6 +16,7 @@ HAS_TRL = without_trl.prepare()
 
 from sparsepo.masks import LearnedMask  # noqa: E402
 from sparsepo.objectives import get_objective, get_objective_class  # noqa: E402
+from sparsepo.planning.four_bit import adapters_in_half  # noqa: E402
 from sparsepo.planning.needs import MASK_MAP, needs_of  # noqa: E402
 from sparsepo.planning.settings import PlanSettings  # noqa: E402
 from sparsepo.scoring import FusedScorer  # noqa: E402
@@ -181,10 +182,8 @@ class Run:
 
         config = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
         adapted: Any = get_peft_model(policy, config)
-        if self.case.four_bit:  # as TRL does
-            for parameter in adapted.parameters():
-                if parameter.requires_grad:
-                    parameter.data = parameter.data.bfloat16()
+        if self.case.four_bit:
+            adapters_in_half(adapted)
         if self.case.checkpointing:
             adapted.enable_input_require_grads()
         return adapted

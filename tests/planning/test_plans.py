@@ -121,6 +121,10 @@ def test_four_bits_are_advised_after_lora() -> None:
         assert (flags if settings.lora else f"--use_peft true {flags}") in [change.flags for change in advice.changes]
         assert advice.together is not None
         assert [change.flags for change in advice.together][-1] == flags
+    smaller = (advice.together[-1].memory - 1) / 0.92  # a byte too little: more devices come next
+    together = advise(shape, settings, plan_memory(shape, settings, smaller), smaller).together
+    assert together is not None
+    assert together[-1].flags == "--accelerate_config fsdp2 --num_processes 8 --bnb_4bit_quant_storage bfloat16"
     sharded = run.changed(lora=True, load_in_4bit=True, precision="bf16")
     (more,) = _changes("more", sharded, 0.0)
     assert more["flags"] == "--accelerate_config fsdp2 --num_processes 8 --bnb_4bit_quant_storage bfloat16"

@@ -64,32 +64,31 @@ def advise(
         tell: called with the name of each change that is being looked at.
     """
     cache = plan_disk(shape, settings).total
-    changes = []
+    changes, helps = [], set()
     for name in _NAMES:
         for change in _changes(name, settings, cache):
             tell(change["flags"])
             found = plan_memory(shape, change["settings"], device_bytes)
-            changes.append(Change(memory=found.total, saved=memory.total - found.total, **change))
-    changes = sorted((c for c in changes if c.saved > 0), key=lambda c: -c.saved)
-    return Advice(changes, _together(shape, settings, changes, device_bytes, cache, tell))
+            if found.total < memory.total:
+                helps.add(name)
+                changes.append(Change(memory=found.total, saved=memory.total - found.total, **change))
+    changes.sort(key=lambda c: -c.saved)
+    return Advice(changes, _together(shape, settings, helps, device_bytes, cache, tell))
 
 
 def _together(
     shape: ModelShape,
     settings: PlanSettings,
-    single: list[Change],
+    helps: set[str],
     device_bytes: float,
     cache: float,
     tell: Callable[[str], None],
 ) -> list[Change] | None:
-    helps = {change.flags for change in single}
     taken: list[Change] = []
     for name in _NAMES:
-        if name == "cache" and cache > LARGE_CACHE:
+        if name not in helps or (name == "cache" and cache > LARGE_CACHE):
             continue
         for change in _changes(name, settings, cache):
-            if change["flags"] not in helps and name != "four_bit":  # whose flags depend on whether LoRA was taken
-                continue
             tell("with " + change["flags"])
             found = plan_memory(shape, change["settings"], device_bytes)
             before = taken[-1].memory if taken else float("inf")
@@ -108,10 +107,8 @@ def _changes(name: str, settings: PlanSettings, cache: float) -> Iterator[dict[s
     def change(flags: str, cost: str, **values: Any) -> dict[str, Any]:
         return {"flags": flags, "cost": cost, "settings": settings.changed(**values)}
 
-    storage = (
-        " --bnb_4bit_quant_storage bfloat16" if settings.load_in_4bit else ""
-    )  # FSDP2 shards floating numbers only
-
+    # FSDP2 shards floating numbers only
+    storage = " --bnb_4bit_quant_storage bfloat16" if settings.load_in_4bit else ""
     if name == "checkpointing" and not settings.checkpointing:
         yield change("--activation_checkpointing true", "a third more time", checkpointing=True)
     if name == "batch" and settings.batch_size > 1:
